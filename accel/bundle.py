@@ -1,0 +1,136 @@
+"""A bundle on disk: opened only if it is whole, unchanged, and not newer than this version can read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ..contracts import Floats, Uint8
+from ..errors import BundleError, UsageError, suggest
+from .manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, SCHEMA_VERSION, Manifest
+
+__all__ = ["Bundle", "Golden", "file_sha256", "open_bundle"]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Images with the PyTorch explainer's own answers, to hold any engine against the original.
+
+    Attributes:
+        images: uint8 (G, H, W, 3), at the model's size.
+        target: int64 (G,), as asked; -1 is the predicted class.
+        probabilities: float32 (G, K).
+        mask: float32 (G, 1, H, W).
+    """
+
+    images: Uint8
+    target: NDArray[np.int64]
+    probabilities: Floats
+    mask: Floats
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest. The files' hashes were checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file that predicts and explains."""
+        return self.path / GRAPH_FILE
+
+    @property
+    def golden(self) -> Golden:
+        """The golden samples, read from disk."""
+        with np.load(self.path / GOLDEN_FILE, allow_pickle=False) as stored:
+            return Golden(**{name: stored[name] for name in ("images", "target", "probabilities", "mask")})
+
+    def target_index(self, target: str | int | None) -> int:
+        """The index of a class given by name or index; -1 for None, which means the predicted class.
+
+        Raises:
+            UsageError: there is no such class.
+        """
+        if target is None:
+            return -1
+        names = self.manifest.class_names
+        if isinstance(target, str) and target in names:
+            return names.index(target)
+        try:
+            index = int(target)
+        except ValueError:
+            near = suggest(str(target), names)
+            raise UsageError(
+                f"the bundle has no class '{target}'; {near}; or give an index from 0 to {len(names) - 1}"
+            ) from None
+        if not 0 <= index < len(names):
+            raise UsageError(f"the bundle has {len(names)} classes, index 0 to {len(names) - 1}; {index} is not one of them")
+        return index
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open a bundle and check every file's hash.
+
+    Raises:
+        BundleError: not a bundle, incomplete, damaged, or of a newer schema.
+    """
+    folder = Path(path)
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        raise BundleError(
+            f"'{folder}' is not a bundle: it has no {MANIFEST_FILE}; make one with: saccade export --checkpoint DIR --out {folder}"
+        )
+    try:
+        stored = json.loads(file.read_bytes())
+        version = int(stored["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"the manifest '{file}' is damaged: {_first_line(error)}; export the bundle again") from None
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"the bundle '{folder}' has schema version {version} and this Saccade reads up to {SCHEMA_VERSION}; "
+            "upgrade with: pip install -U saccade"
+        )
+    try:
+        manifest = Manifest.model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"the manifest '{file}' is damaged at '{where}': {first['msg']}; export the bundle again") from None
+    for name, entry in manifest.files.items():
+        _check(folder / name, entry.sha256)
+    for name in (GRAPH_FILE, GOLDEN_FILE):
+        if name not in manifest.files:
+            raise BundleError(f"the manifest '{file}' does not list {name}; export the bundle again")
+    return Bundle(folder, manifest)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check(path: Path, expected: str) -> None:
+    if path.parent.resolve() != path.resolve().parent or path.name in ("", ".."):
+        raise BundleError(f"the manifest names a file outside the bundle: '{path}'")
+    if not path.is_file():
+        raise BundleError(f"the bundle is incomplete: '{path.name}' is missing; copy or export the bundle again")
+    found = file_sha256(path)
+    if found != expected:
+        raise BundleError(
+            f"the bundle is damaged: '{path.name}' has SHA-256 {found[:12]}… and the manifest says {expected[:12]}…; "
+            "copy or export the bundle again"
+        )
+
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

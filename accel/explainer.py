@@ -1,0 +1,90 @@
+"""The Python face of an opened bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..contracts import Floats
+from ..errors import ImageError
+from .bundle import Bundle
+from .engine import Engine, open_engine
+from .image import ImageSource, load_image, resize_image
+from .pipeline import PipelineConfig, explain_images
+from .results import Failure, ImageExplanation
+
+__all__ = ["Explainer", "open"]
+
+
+class Explainer:
+    """An opened bundle that takes images as people have them: paths, encoded bytes, PIL images, uint8 arrays."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle behind it."""
+        return self.engine.bundle
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, by index."""
+        return self.bundle.manifest.class_names
+
+    def explain(
+        self, images: Iterable[ImageSource] | ImageSource, *, target: str | int | None = None, batch_size: int = 8
+    ) -> list[ImageExplanation]:
+        """Predict and explain.
+
+        Args:
+            images: one image or several; arrays are uint8 (H, W, 3), or (N, H, W, 3) for several.
+            target: class name or index; None for the predicted class.
+            batch_size: images that go through the engine together.
+
+        Raises:
+            ImageError: one of them cannot be read. Use `saccade.explain_images` to go on with the others.
+        """
+        config = PipelineConfig(batch_size=batch_size, target=self.bundle.target_index(target))
+        results = []
+        for result in explain_images(self.engine, _as_sources(images), config):
+            if isinstance(result, Failure):
+                raise ImageError(result.reason)
+            results.append(result)
+        return results
+
+    def predict(self, images: Iterable[ImageSource] | ImageSource) -> Floats:
+        """Probabilities (N, K) alone; the masks are not computed. The images go through the engine as one batch."""
+        loaded = [load_image(image) for image in _as_sources(images)]
+        if not self.bundle.manifest.any_size:
+            loaded = [resize_image(image, self.bundle.manifest.image) for image in loaded]
+        return self.engine.probabilities(np.stack(loaded))
+
+
+def open(
+    bundle: str | Path | Bundle,
+    engine: str = "onnx",
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> Explainer:
+    """Open a bundle to explain images with it; arguments as `open_engine`.
+
+    Example:
+        explainer = saccade.open("bundle")
+        result, = explainer.explain("cat.jpg")
+        result.class_name, result.probability, result.mask
+        result.overlay().save("cat.overlay.png")
+    """
+    return Explainer(open_engine(bundle, engine, providers=providers, threads=threads))
+
+
+def _as_sources(images: Iterable[ImageSource] | ImageSource) -> list[ImageSource]:
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, Iterable):
+        return [images]
+    return list(images)

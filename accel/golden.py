@@ -1,0 +1,64 @@
+"""Holding an engine against the PyTorch explainer's own answers, which every bundle carries, without PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+from ..errors import ParityError
+from .bundle import file_sha256
+from .compare import max_abs
+from .engine import Engine
+from .manifest import MANIFEST_FILE
+
+__all__ = ["compare_golden", "ensure_golden"]
+
+
+def compare_golden(engine: Engine) -> tuple[float, float]:
+    """Run the golden samples; (largest difference of a mask pixel, largest difference of a probability)."""
+    golden = engine.bundle.golden
+    answer = engine.run(golden.images, golden.target)
+    return float(max_abs(answer.mask, golden.mask).max()), float(max_abs(answer.probabilities, golden.probabilities).max())
+
+
+def ensure_golden(engine: Engine, identity: str) -> None:
+    """Refuse an engine that does not reproduce the golden samples; a pass is remembered per machine, engine and bundle.
+
+    Raises:
+        ParityError: a mask or a probability is further from the original than the bundle's own bars.
+    """
+    marker = _cache_folder() / _key(engine, identity)
+    if marker.exists():
+        return
+    mask, probabilities = compare_golden(engine)
+    bars = engine.bundle.manifest.parity
+    if not (mask <= bars.mask_bar and probabilities <= bars.probabilities_bar):
+        raise ParityError(
+            f"{identity} does not compute what the original explainer computes: masks differ by up to {mask:.1e} "
+            f"(allowed {bars.mask_bar:.0e}), probabilities by {probabilities:.1e} (allowed {bars.probabilities_bar:.0e}); "
+            "use another engine or provider, or export the bundle again"
+        )
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError:
+        pass  # a machine without a writable cache checks again next time
+
+
+def _key(engine: Engine, identity: str) -> str:
+    bundle = file_sha256(engine.bundle.path / MANIFEST_FILE)
+    machine = f"{platform.node()} {platform.machine()} {platform.processor()}"
+    return hashlib.sha256(f"{bundle} {identity} {machine}".encode()).hexdigest()
+
+
+def _cache_folder() -> Path:
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "saccade" / "golden"

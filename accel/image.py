@@ -1,0 +1,156 @@
+"""Images from outside: any file that Pillow reads, as uint8 RGB (H, W, 3), and the resize to the model's size.
+
+What is not plain RGB is made so by fixed rules: EXIF orientation is applied; of an animation the first frame is taken;
+transparency is laid on white; 16-bit grey is divided by 257; CMYK, palette, greyscale and the rest go through Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..contracts import ImageSpec, Uint8
+from ..errors import ImageError
+
+__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageSource", "find_images", "load_image", "resize_image", "source_name"]
+
+MAX_PIXELS = 100_000_000
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"})
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
+    """Read an image as uint8 RGB (H, W, 3).
+
+    Args:
+        source: a path, an encoded image as bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        max_pixels: a larger image is refused before it is decoded (decompression bombs).
+
+    Raises:
+        ImageError: missing, empty, not an image, truncated, or too large.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the PIL image", max_pixels)
+    name = source_name(source)
+    if isinstance(source, bytes):
+        if not source:
+            raise ImageError("the image has 0 bytes")
+        return _decode(io.BytesIO(source), name, max_pixels)
+    path = Path(source)
+    if not path.exists():
+        raise ImageError(f"there is no file '{path}'")
+    if path.is_dir():
+        raise ImageError(f"'{path}' is a folder, not an image")
+    if path.stat().st_size == 0:
+        raise ImageError(f"'{path}' is empty (0 bytes)")
+    try:
+        with path.open("rb") as stream:
+            return _decode(stream, name, max_pixels)
+    except PermissionError:
+        raise ImageError(f"'{path}' may not be read: permission denied") from None
+
+
+def resize_image(image: Uint8, spec: ImageSpec) -> Uint8:
+    """Cut and resize an image (H, W, 3) to the model's size with Pillow's antialiased filter; uint8 (h, w, 3)."""
+    height, width = spec.size
+    box = spec.box(*image.shape[:2])
+    if image.shape[:2] == (height, width) and box == (0, 0, width, height):
+        return image
+    resized = Image.fromarray(image).resize((width, height), _RESAMPLING[spec.interpolation], box=box)
+    return np.asarray(resized)
+
+
+def find_images(paths: list[str | os.PathLike[str]]) -> list[Path]:
+    """The image files among paths: files as they are, folders searched with their sub-folders, sorted.
+
+    Raises:
+        ImageError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not inside:
+                raise ImageError(f"the folder '{path}' has no images; looked for {', '.join(sorted(SUFFIXES))}")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ImageError(f"there is no file or folder '{path}'")
+    return found
+
+
+def source_name(source: ImageSource) -> str:
+    """How a source is called in messages and results: its path, or what kind of thing it is."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return "bytes" if isinstance(source, bytes) else type(source).__name__
+
+
+def _decode(stream: Any, name: str, max_pixels: int) -> Uint8:
+    try:
+        with Image.open(stream) as image:
+            return _to_rgb(image, f"'{name}'", max_pixels)
+    except UnidentifiedImageError:
+        raise ImageError(f"'{name}' is not an image that can be read here (its content, whatever its name says)") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"'{name}' has more pixels than Pillow decodes; make it smaller first") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(f"'{name}' is damaged or incomplete: {reason}") from None
+    except MemoryError:
+        raise ImageError(f"'{name}' does not fit into memory when decoded; make it smaller first") from None
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Uint8:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width}×{height} = {width * height / 1e6:.0f} megapixels and the limit is {max_pixels / 1e6:.0f}; "
+            "make it smaller or raise the limit with --max-megapixels (max_pixels)"
+        )
+    if width == 0 or height == 0:
+        raise ImageError(f"{name} has no pixels ({width}×{height})")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_array(_to_eight_bits(np.asarray(image)))
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.asarray(image.convert("RGB"))
+
+
+def _to_eight_bits(grey: np.ndarray[Any, Any]) -> Uint8:
+    """16-bit grey by its range; other integer and float images are taken as 0–255, or as 0–1 where nothing exceeds 1."""
+    values = np.nan_to_num(grey.astype(np.float64))
+    if grey.dtype == np.uint16 or values.max() > 255:
+        values = values / 257
+    elif grey.dtype.kind == "f" and values.max() <= 1:
+        values = values * 255
+    return (values.clip(0, 255) + 0.5).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Uint8:
+    shape = array.shape
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in shape or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            f"an image array is uint8 with shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.dtype} {shape}"
+        )
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    if array.shape[2] == 4:
+        return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the array", array.shape[0] * array.shape[1])
+    return np.ascontiguousarray(array)

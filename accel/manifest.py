@@ -1,0 +1,104 @@
+"""The bundle's manifest: what is inside, how it was made, and the proof that it explains what the original explains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..contracts import ImageSpec
+
+__all__ = ["GOLDEN_FILE", "GRAPH_FILE", "MANIFEST_FILE", "SCHEMA_VERSION", "FileEntry", "Manifest", "ParityReport"]
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+GRAPH_FILE = "explainer.onnx"
+GOLDEN_FILE = "golden.npz"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Record):
+    """One file of the bundle, by its content."""
+
+    sha256: str
+    bytes: int
+
+
+class ParityReport(_Record):
+    """How far the graph's answers are from the PyTorch explainer's, worst image first.
+
+    Attributes:
+        images: number of images compared.
+        batches: batch sizes that were run.
+        mask_max_abs: largest difference of any mask pixel, over all images and batch sizes.
+        mask_mean_abs: mean difference of mask pixels.
+        mask_cosine: smallest cosine of any image's mask.
+        mask_spearman: smallest rank correlation of any image's mask.
+        mask_top10_iou: smallest overlap of the top 10 % pixels of any image's mask.
+        probabilities_max_abs: largest difference of any probability.
+        targets_equal: the class explained is the same for every image.
+        batch_max_abs: largest difference between one image's mask alone and in a batch.
+        deterministic: two runs gave the same bits.
+        input_dependence: median over images of the largest change of the mask from one image to the next; a graph whose
+            map was frozen at export has 0.
+        target_dependence: the same, from one target class to another; none where the method is not class-specific.
+        mask_bar: what `mask_max_abs` may be.
+        probabilities_bar: what `probabilities_max_abs` may be.
+    """
+
+    images: int
+    batches: tuple[int, ...]
+    mask_max_abs: float
+    mask_mean_abs: float
+    mask_cosine: float
+    mask_spearman: float
+    mask_top10_iou: float
+    probabilities_max_abs: float
+    targets_equal: bool
+    batch_max_abs: float
+    deterministic: bool
+    input_dependence: float
+    target_dependence: float | None = None
+    mask_bar: float = 1e-4
+    probabilities_bar: float = 1e-5
+
+
+class Manifest(_Record):
+    """`manifest.json`.
+
+    Attributes:
+        schema_version: of this file's layout; a reader refuses one newer than its own.
+        name: what the bundle explains, for people.
+        method: ``"ltx"``, … .
+        parameters: every setting of the method.
+        class_specific: the mask depends on the target class; if not, it explains the predicted class whatever is asked.
+        image: how an image becomes the model's input.
+        any_size: the graph resizes inside and takes images of any size.
+        mask_size: (height, width) of the mask that the graph gives.
+        class_names: one per class, by index.
+        explainee: model spec, weights and their hash.
+        opset: of the ONNX graph.
+        versions: of the packages that made the bundle.
+        created: time of the export, UTC, ISO 8601.
+        files: every other file of the bundle with its hash.
+        parity: the gate's report.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    method: str
+    parameters: dict[str, Any]
+    class_specific: bool
+    image: ImageSpec
+    any_size: bool = False
+    mask_size: tuple[int, int]
+    class_names: tuple[str, ...]
+    explainee: dict[str, str]
+    opset: int
+    versions: dict[str, str]
+    created: str
+    files: dict[str, FileEntry]
+    parity: ParityReport = Field(description="the gate's report")

@@ -1,0 +1,135 @@
+"""The ONNX Runtime engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..contracts import Explanation, Floats, Uint8
+from ..errors import BundleError, EngineError, OutOfMemory, UsageError
+from .bundle import Bundle
+from .onnx_prune import prune_onnx
+
+__all__ = ["OnnxEngine"]
+
+_OUTPUTS = ("probabilities", "target_class", "mask")
+_ALLOCATION = ("allocate", "bad_alloc", "bad allocation", "out of memory")
+
+
+class OnnxEngine:
+    """Runs a bundle's graph in ONNX Runtime; sessions are made when they are first needed.
+
+    Args:
+        bundle: an opened bundle.
+        providers: execution providers by name (``"CUDAExecutionProvider"`` or just ``"cuda"``), in priority order.
+        threads: threads for one operator; None takes all cores.
+    """
+
+    name = "onnx"
+
+    def __init__(self, bundle: Bundle, *, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.providers = _resolve_providers(providers or ("cpu",))
+        self.threads = threads or 0
+        self._full: ort.InferenceSession | None = None
+        self._classifier: ort.InferenceSession | None = None
+
+    @property
+    def identity(self) -> str:
+        """Engine, version and providers: what a cached golden pass holds for."""
+        return f"onnxruntime {ort.__version__} {' '.join(self.providers)}"
+
+    def run(self, images: Uint8, target: NDArray[np.int64] | int | None = None) -> Explanation:
+        """Predict and explain a batch; see `Engine.run`.
+
+        Raises:
+            UsageError: images of another shape or dtype, or a target class that is not there.
+            OutOfMemory: the batch does not fit.
+        """
+        images = self._checked_images(images)
+        if self._full is None:
+            self._full = self._session(self.bundle.graph.read_bytes())
+        feeds = {"image": images, "target": self._checked_target(target, len(images))}
+        probabilities, chosen, mask = self._run(self._full, _OUTPUTS, feeds)
+        return Explanation(probabilities=probabilities, target=chosen, mask=mask)
+
+    def probabilities(self, images: Uint8) -> Floats:
+        """Predict a batch, (N, K), by a second graph cut out of the same file; see `Engine.probabilities`."""
+        images = self._checked_images(images)
+        if self._classifier is None:
+            self._classifier = self._session(prune_onnx(self.bundle.graph.read_bytes(), ("probabilities",)))
+        (probabilities,) = self._run(self._classifier, ("probabilities",), {"image": images})
+        return np.asarray(probabilities)
+
+    def _session(self, graph: bytes) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self.threads
+        try:
+            session = ort.InferenceSession(graph, options, providers=self.providers)
+        except MemoryError:
+            raise OutOfMemory(f"the bundle '{self.bundle.path}' does not fit into memory") from None
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise EngineError(f"ONNX Runtime {ort.__version__} cannot load '{self.bundle.graph}': {_line(error)}") from error
+        used = session.get_providers()
+        if missing := [name for name in self.providers if name not in used]:
+            raise EngineError(f"ONNX Runtime could not start {', '.join(missing)}; it started {', '.join(used)}; see: saccade doctor")
+        return session
+
+    def _run(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
+        try:
+            return list(session.run(list(outputs), feeds))
+        except Exception as error:  # as above
+            count = len(feeds["image"])
+            if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _ALLOCATION):
+                raise OutOfMemory(
+                    f"a batch of {count} images does not fit into memory; "
+                    + (f"try --batch-size {max(1, count // 4)}" if count > 1 else "free some memory or use a smaller model")
+                ) from None
+            raise EngineError(f"ONNX Runtime failed on a batch of {count} images: {_line(error)}") from error
+
+    def _checked_images(self, images: Uint8) -> Uint8:
+        images = np.asarray(images)
+        spec = self.bundle.manifest.image
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
+            raise UsageError(f"images are uint8 (N, H, W, 3) with N ≥ 1, not {images.dtype} {images.shape}")
+        if not self.bundle.manifest.any_size and images.shape[1:3] != spec.size:
+            raise UsageError(
+                f"this bundle takes images of {spec.size[0]}×{spec.size[1]} pixels, not {images.shape[1]}×{images.shape[2]}; "
+                "resize them with saccade.resize_image, or export with --any-size"
+            )
+        return np.ascontiguousarray(images)
+
+    def _checked_target(self, target: NDArray[np.int64] | int | None, count: int) -> NDArray[np.int64]:
+        if target is None:
+            return np.full(count, -1, dtype=np.int64)
+        chosen = np.asarray(target)
+        if chosen.dtype.kind not in "iu" or chosen.shape not in ((), (count,)):
+            raise UsageError(f"target is one class index, or one for each of the {count} images, not {chosen.dtype} {chosen.shape}")
+        classes = len(self.bundle.manifest.class_names)
+        if chosen.size and (chosen.min() < -1 or chosen.max() >= classes):
+            raise UsageError(f"target classes go from 0 to {classes - 1}, or -1 for the predicted class; not {target}")
+        return np.array(np.broadcast_to(chosen, (count,)), dtype=np.int64)
+
+
+def _resolve_providers(names: Sequence[str]) -> list[str]:
+    available = ort.get_available_providers()
+    by_short_name = {name.removesuffix("ExecutionProvider").lower(): name for name in available}
+    resolved = []
+    for name in names:
+        full = name if name in available else by_short_name.get(name.lower())
+        if full is None:
+            raise EngineError(
+                f"provider '{name}' is not in this ONNX Runtime; it offers: {', '.join(available)}; "
+                "for NVIDIA GPUs install onnxruntime-gpu in place of onnxruntime"
+            )
+        resolved.append(full)
+    return resolved
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,143 @@
+"""The part of an ONNX file that some of its outputs need, without the onnx package.
+
+ONNX Runtime computes every node of a graph, whichever outputs are asked for. So that a request for probabilities alone does
+not pay for the mask, the file is read at the level of protobuf's wire format, nodes that the wanted outputs do not need are
+left out, and everything that stays is copied as it is, byte by byte. Field numbers: onnx.proto3, ModelProto and GraphProto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..errors import BundleError
+
+__all__ = ["prune_onnx"]
+
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
+_NODE_INPUT, _NODE_OUTPUT, _NODE_ATTRIBUTE = 1, 2, 5
+_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
+_INITIALIZER_NAME, _VALUE_NAME = 8, 1
+_LENGTH_DELIMITED = 2
+
+
+def prune_onnx(model: bytes, outputs: Sequence[str]) -> bytes:
+    """Keep only what the named outputs need.
+
+    Args:
+        model: a serialized ModelProto whose weights are inside.
+        outputs: names of graph outputs, at least one.
+
+    Returns:
+        A serialized ModelProto with these outputs only, and with the inputs that they need.
+
+    Raises:
+        BundleError: an output is not in the graph, or the graph branches (If, Loop), which this does not follow.
+    """
+    view = memoryview(model)
+    parts: list[bytes | memoryview] = []
+    for number, whole, payload in _fields(view):
+        if number == _MODEL_GRAPH:
+            graph = _prune_graph(payload, outputs)
+            parts += [_varint(_MODEL_GRAPH << 3 | _LENGTH_DELIMITED), _varint(len(graph)), graph]
+        else:
+            parts.append(whole)
+    return b"".join(parts)
+
+
+def _prune_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
+    entries = list(_fields(graph))
+    available = {_text(payload, _VALUE_NAME) for number, _, payload in entries if number == _GRAPH_OUTPUT}
+    if missing := set(outputs) - available:
+        raise BundleError(f"the graph has no output {sorted(missing)}; it has {sorted(available)}")
+
+    nodes = [payload for number, _, payload in entries if number == _GRAPH_NODE]
+    producer: dict[str, int] = {}
+    inputs: list[list[str]] = []
+    for index, node in enumerate(nodes):
+        inputs.append(_texts(node, _NODE_INPUT))
+        producer.update(dict.fromkeys(_texts(node, _NODE_OUTPUT), index))
+        for number, _, attribute in _fields(node):
+            if number == _NODE_ATTRIBUTE and any(n in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) for n, _, _ in _fields(attribute)):
+                raise BundleError("the graph branches (If, Loop or Scan); its outputs cannot be separated")
+
+    needed: set[str] = set()
+    kept: set[int] = set()
+    waiting = list(outputs)
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if (index := producer.get(name)) is not None and index not in kept:
+            kept.add(index)
+            waiting += inputs[index]
+
+    parts: list[memoryview] = []
+    position = 0
+    for number, whole, payload in entries:
+        keep = True
+        if number == _GRAPH_NODE:
+            keep, position = position in kept, position + 1
+        elif number == _GRAPH_INITIALIZER:
+            keep = _text(payload, _INITIALIZER_NAME) in needed
+        elif number == _GRAPH_OUTPUT:
+            keep = _text(payload, _VALUE_NAME) in outputs
+        elif number in (_GRAPH_INPUT, _GRAPH_VALUE_INFO):
+            keep = _text(payload, _VALUE_NAME) in needed
+        if keep:
+            parts.append(whole)
+    return b"".join(parts)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """(field number, tag and value as stored, value) of each field, in order."""
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _read_varint(message, at)
+        kind = tag & 7
+        begin = at
+        if kind == 0:
+            _, at = _read_varint(message, at)
+        elif kind == 1:
+            at += 8
+        elif kind == _LENGTH_DELIMITED:
+            length, begin = _read_varint(message, at)
+            at = begin + length
+        elif kind == 5:
+            at += 4
+        else:
+            raise BundleError("the ONNX file is damaged: unknown protobuf wire type")
+        if at > len(message):
+            raise BundleError("the ONNX file is damaged: a protobuf field ends after its message")
+        yield tag >> 3, message[start:at], message[begin:at]
+
+
+def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(message):
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise BundleError("the ONNX file is damaged: a protobuf number ends after its message")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _texts(message: memoryview, field: int) -> list[str]:
+    return [bytes(payload).decode() for number, _, payload in _fields(message) if number == field]
+
+
+def _text(message: memoryview, field: int) -> str:
+    return next(iter(_texts(message, field)), "")

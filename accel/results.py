@@ -1,0 +1,191 @@
+"""One image's explanation, and how it is written: overlay PNG, mask PNG or NPZ, a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..contracts import Floats, ImageSpec, Uint8
+from ..errors import OutputError, UsageError
+from .overlay import draw_overlay, enlarge, with_legend
+
+__all__ = ["FORMATS", "Failure", "ImageExplanation", "ResultWriter"]
+
+FORMATS = ("overlay", "mask", "npz")
+
+
+@dataclass(frozen=True)
+class ImageExplanation:
+    """The answer for one image.
+
+    Attributes:
+        source: where the image came from, as given.
+        image: uint8 (H, W, 3), the whole image as loaded.
+        probabilities: float32 (K,).
+        target: index of the class that was asked for, or of the predicted class.
+        class_names: one per class.
+        mask: float32 (h, w) in [0, 1], at the model's size; 1 keeps the pixel.
+        spec: which part of the image the model saw.
+        class_specific: the mask is about `target`; if not, it is about the predicted class whatever was asked.
+        milliseconds: the engine's time for this image's batch, divided by the batch.
+    """
+
+    source: str
+    image: Uint8
+    probabilities: Floats
+    target: int
+    class_names: tuple[str, ...]
+    mask: Floats
+    spec: ImageSpec
+    class_specific: bool
+    milliseconds: float
+
+    @property
+    def class_name(self) -> str:
+        """Name of the target class."""
+        return self.class_names[self.target]
+
+    @property
+    def probability(self) -> float:
+        """Probability of the target class."""
+        return float(self.probabilities[self.target])
+
+    @property
+    def predicted(self) -> int:
+        """Index of the predicted class."""
+        return int(self.probabilities.argmax())
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The most probable classes, best first."""
+        best = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(self.class_names[i], float(self.probabilities[i])) for i in best]
+
+    def mask_on_image(self) -> Floats:
+        """The mask at the image's own size, float32 (H, W); 0 where the model did not look."""
+        height, width = self.image.shape[:2]
+        left, top, right, bottom = self.spec.box(height, width)
+        scaled = Image.fromarray(np.ascontiguousarray(self.mask)).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        placed = np.zeros((height, width), dtype=np.float32)
+        placed[top:bottom, left:right] = np.asarray(scaled)
+        return placed
+
+    def peak(self) -> tuple[int, int]:
+        """The pixel (x, y) of the image where the mask is highest."""
+        placed = self.mask_on_image()
+        y, x = np.unravel_index(int(placed.argmax()), placed.shape)
+        return int(x), int(y)
+
+    def overlay(self, *, legend: bool = True) -> Image.Image:
+        """The picture for people; small images are enlarged."""
+        image, mask = enlarge(self.image, self.mask_on_image())
+        picture = draw_overlay(image, mask)
+        if legend:
+            about = "" if self.class_specific or self.target == self.predicted else f"; evidence for {self.class_names[self.predicted]}"
+            picture = with_legend(picture, f"{self.class_name}  {self.probability:.1%}", f"{Path(self.source).name}{about}")
+        return Image.fromarray(picture)
+
+    def record(self) -> dict[str, Any]:
+        """What a line of JSON says about this image."""
+        return {
+            "image": self.source,
+            "target": self.target,
+            "class": self.class_name,
+            "probability": round(self.probability, 6),
+            "predicted": self.class_names[self.predicted],
+            "top": [[name, round(probability, 6)] for name, probability in self.top()],
+            "explains": self.class_name if self.class_specific else self.class_names[self.predicted],
+            "area": round(float(self.mask.mean()), 4),
+            "peak": list(self.peak()),
+            "milliseconds": round(self.milliseconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read, and why."""
+
+    source: str
+    reason: str
+
+    def record(self) -> dict[str, Any]:
+        """What a line of JSON says about it."""
+        return {"image": self.source, "error": self.reason}
+
+
+class ResultWriter:
+    """Writes results into a folder: pictures per image and one line of JSON each in ``results.jsonl``.
+
+    Files get the image's name; a second image of the same name gets ``-2`` and so on. A file is written under a temporary
+    name and then renamed, so none is ever half-written. `results.jsonl` is put in place by `close`.
+
+    Args:
+        folder: made if it does not exist.
+        formats: of ``"overlay"`` (PNG with legend), ``"mask"`` (8-bit PNG at the image's size), ``"npz"`` (mask as float32 at
+            the model's size, probabilities, target).
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], formats: tuple[str, ...] = ("overlay", "mask")) -> None:
+        if unknown := set(formats) - set(FORMATS):
+            raise UsageError(f"unknown result format {sorted(unknown)}; there are: {', '.join(FORMATS)}")
+        self.folder = Path(folder)
+        self.formats = formats
+        self._used: dict[str, int] = {}
+        self._lines = self.folder / ".results.jsonl.partial"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._stream = self._lines.open("w", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write into the folder '{self.folder}': {error.strerror or error}; choose another with --out") from None
+
+    def write(self, result: ImageExplanation | Failure) -> dict[str, Any]:
+        """Write one result; the record that went into ``results.jsonl``, with the names of the files."""
+        record = result.record()
+        try:
+            if isinstance(result, ImageExplanation):
+                stem = self._stem(result.source)
+                record["files"] = {kind: self._write_one(kind, stem, result) for kind in self.formats}
+            self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write into '{self.folder}': {error.strerror or error}") from None
+        return record
+
+    def close(self) -> None:
+        """Put ``results.jsonl`` in place."""
+        self._stream.close()
+        os.replace(self._lines, self.folder / "results.jsonl")
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_one(self, kind: str, stem: str, result: ImageExplanation) -> str:
+        name = f"{stem}.{kind}.png" if kind != "npz" else f"{stem}.npz"
+        partial = self.folder / f".{name}.partial"
+        try:
+            with partial.open("wb") as stream:
+                if kind == "overlay":
+                    result.overlay().save(stream, "PNG", compress_level=1)
+                elif kind == "mask":
+                    Image.fromarray((result.mask_on_image() * 255 + 0.5).astype(np.uint8)).save(stream, "PNG", compress_level=1)
+                else:
+                    np.savez_compressed(stream, mask=result.mask, probabilities=result.probabilities, target=np.int64(result.target))
+            os.replace(partial, self.folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+        return name
+
+    def _stem(self, source: str) -> str:
+        stem = Path(source).stem or "image"
+        count = self._used[stem] = self._used.get(stem, 0) + 1
+        return stem if count == 1 else f"{stem}-{count}"

@@ -1,0 +1,56 @@
+"""The parity gate's self-contained part: what can be proven about a bundle without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .compare import change_between, max_abs
+from .engine import Engine
+from .golden import compare_golden
+
+__all__ = ["BATCH_BAR", "INPUT_DEPENDENCE_BAR", "Check", "verify_engine"]
+
+INPUT_DEPENDENCE_BAR = 0.01
+BATCH_BAR = 1e-5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked: what was measured, what it may be, and whether it passed."""
+
+    name: str
+    measured: str
+    bar: str
+    passed: bool
+
+
+def verify_engine(engine: Engine) -> list[Check]:
+    """Check golden samples, determinism, batch invariance and input dependence of an opened bundle."""
+    manifest, golden = engine.bundle.manifest, engine.bundle.golden
+    mask_error, probability_error = compare_golden(engine)
+    first = engine.run(golden.images, golden.target)
+    second = engine.run(golden.images, golden.target)
+    alone = np.concatenate([engine.run(golden.images[i : i + 1], golden.target[i : i + 1]).mask for i in range(len(golden.images))])
+    batch_error = float(max_abs(alone, first.mask).max())
+    change = float(np.median(change_between(first.mask)))
+    same = np.array_equal(first.mask, second.mask) and np.array_equal(first.probabilities, second.probabilities)
+    only = engine.probabilities(golden.images)
+    predict_error = float(max_abs(only, first.probabilities).max())
+    in_range = bool(np.isfinite(first.mask).all() and first.mask.min() >= 0 and first.mask.max() <= 1)
+    parity = manifest.parity
+    return [
+        Check("masks equal PyTorch's", f"{mask_error:.1e}", f"≤ {parity.mask_bar:.0e}", mask_error <= parity.mask_bar),
+        Check(
+            "probabilities equal PyTorch's",
+            f"{probability_error:.1e}",
+            f"≤ {parity.probabilities_bar:.0e}",
+            probability_error <= parity.probabilities_bar,
+        ),
+        Check("prediction alone is the same", f"{predict_error:.1e}", f"≤ {BATCH_BAR:.0e}", predict_error <= BATCH_BAR),
+        Check("two runs are the same", "bit-equal" if same else "different", "bit-equal", same),
+        Check(f"batch of {len(alone)} equals {len(alone)} of 1", f"{batch_error:.1e}", f"≤ {BATCH_BAR:.0e}", batch_error <= BATCH_BAR),
+        Check("mask depends on the image", f"{change:.3f}", f"≥ {INPUT_DEPENDENCE_BAR}", change >= INPUT_DEPENDENCE_BAR),
+        Check("mask is finite and in [0, 1]", "yes" if in_range else "no", "yes", in_range),
+    ]

@@ -1,0 +1,99 @@
+"""From a torch module to an ONNX file that ONNX Runtime and TensorRT both take."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..contracts import ImageSpec
+from ..errors import ModelError
+from .resize_graph import prepend_resize
+
+__all__ = ["OPSET", "export_onnx"]
+
+OPSET = 22  # the newest that both ONNX Runtime and TensorRT's parser read
+MAX_BATCH = 65_536
+OUTPUTS = ("probabilities", "target_class", "mask")  # an ONNX output cannot be called like an input, so not "target"
+
+
+def export_onnx(module: nn.Module, spec: ImageSpec, path: Path, *, any_size: bool = False) -> None:
+    """Export a module of (image, target) with a dynamic batch, check the file, and write it.
+
+    Args:
+        module: maps uint8 (N, H, W, 3) and int64 (N,) to probabilities, target class and mask.
+        spec: the model's input; its size goes into the graph.
+        path: where the file goes.
+        any_size: put the cut and the antialiased resize into the graph, so that it takes images of any height and width.
+
+    Raises:
+        ModelError: the model cannot be traced; the message says where.
+    """
+    height, width = spec.size
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    try:
+        with _quiet(), _MeanPooling():
+            program = torch.onnx.export(
+                module.eval(),
+                (image, torch.full((2,), -1, dtype=torch.int64)),
+                dynamo=True,
+                dynamic_shapes={"image": {0: batch}, "target": {0: batch}},
+                input_names=["image", "target"],
+                output_names=list(OUTPUTS),
+                opset_version=OPSET,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # whatever tracing a user's model may raise
+        raise ModelError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
+    model = program.model_proto
+    if any_size:
+        model = prepend_resize(model, spec)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+class _MeanPooling(TorchFunctionMode):
+    """Global average pooling as a mean: its fused operator is traced into shape arithmetic and an `as_strided`."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.adaptive_avg_pool2d:
+            size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
+            if size in (1, (1, 1), [1, 1]):
+                return (args[0] if args else kwargs["input"]).mean((-2, -1), keepdim=True)
+        return func(*args, **kwargs)
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns about its own dependencies; neither is the user's concern."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
