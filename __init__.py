@@ -14,9 +14,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if not __name__.startswith("saccade"):
-    raise ImportError("this folder is the package saccade; install it (pip install -e .) and import it as 'saccade'")
-
 if TYPE_CHECKING:
     from .accel.bundle import Bundle, open_bundle
     from .accel.engine import Engine, open_engine

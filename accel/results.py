@@ -163,11 +163,10 @@ class ResultWriter:
         self._stream.close()
         os.replace(self._lines, self.folder / "results.jsonl")
 
-    def __enter__(self) -> ResultWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def discard(self) -> None:
+        """Give up after an error: no ``results.jsonl``; the pictures of finished images stay."""
+        self._stream.close()
+        self._lines.unlink(missing_ok=True)
 
     def _write_one(self, kind: str, stem: str, result: ImageExplanation) -> str:
         name = f"{stem}.{kind}.png" if kind != "npz" else f"{stem}.npz"

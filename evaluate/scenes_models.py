@@ -7,7 +7,6 @@ they are; ``examples/train_scenes.py`` trains them again.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 
 from ..contracts import ImageSpec
 from .scenes import CLASS_NAMES
+from .weights_folder import WEIGHTS
 
-__all__ = ["IMAGE_SPEC", "WEIGHTS", "ScenesResNet", "ScenesViT", "resnet", "vit"]
+__all__ = ["IMAGE_SPEC", "ScenesResNet", "ScenesViT", "resnet", "vit"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
-WEIGHTS = Path(__file__).parent / "weights"
+
 IMAGE_SPEC = ImageSpec(size=(96, 96), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 

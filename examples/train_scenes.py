@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from saccade.evaluate.scenes import SceneBatch, SceneConfig, SceneSource
-from saccade.evaluate.scenes_models import IMAGE_SPEC, WEIGHTS, ScenesResNet, ScenesViT, resnet
+from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesResNet, ScenesViT, resnet
+from saccade.evaluate.weights_folder import WEIGHTS
 
 RECIPES = {
     "resnet": {"steps": 2400, "batch": 96, "rate": 4e-3, "decay": 0.02},

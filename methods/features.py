@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -45,43 +46,58 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
 
 
 def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> tuple[str, ...]:
-    """The layers whose feature maps say most about *where*: the last one before global pooling, and above it the last ones
-    of each finer resolution; coarsest first.
+    """The layers whose feature maps say most about *where*: those of the coarsest resolution before global pooling, and above
+    it those of the next finer ones; of the layers of one resolution the outermost, and of these the last.
+
+    Returns:
+        Names, coarsest first; fewer than `levels` where the model has no more resolutions.
 
     Raises:
         ModelError: the model has no feature maps (N, C, h, w) with more than one position, as a transformer without them.
     """
-    seen: list[tuple[str, FeatureShape]] = []
-    order: list[str] = []
-    handles = []
-    for name, module in model.named_modules():
-        if name:
-            def hook(_: nn.Module, __: object, output: object, name: str = name) -> None:
-                if isinstance(output, Tensor) and output.ndim == 4:
-                    seen.append((name, (int(output.shape[1]), int(output.shape[2]), int(output.shape[3]))))
-                    order.append(name)
+    chosen: list[str] = []
+    finest = 0
+    maps = _feature_maps(model, image_spec)
+    for _, (_, height, width) in reversed(maps):
+        if len(chosen) == levels:
+            break
+        if min(height, width) > 1 and height * width > finest:
+            finest = height * width
+            same = [(name.count("."), -place, name) for place, (name, shape) in enumerate(maps) if shape[1:] == (height, width)]
+            chosen.append(min(same)[2])
+    if not chosen:
+        raise ModelError("the model has no feature maps of shape (N, C, h, w) before its head; name a layer with --layer")
+    return tuple(chosen)
 
-            handles.append(module.register_forward_hook(hook))
+
+def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> list[tuple[str, FeatureShape]]:
+    """Every module that gives a feature map, in the order in which they finish.
+
+    A module that runs twice is left out, since a hook cannot tell its outputs apart; so are outputs whose axes are in another
+    order, which shows in a shape that is not the image's.
+    """
+    maps: list[tuple[str, FeatureShape]] = []
+    calls: Counter[str] = Counter()
+    image_height, image_width = image_spec.size
+
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_: nn.Module, __: object, output: object) -> None:
+            calls[name] += 1
+            if isinstance(output, Tensor) and output.ndim == 4:
+                _, channels, height, width = (int(length) for length in output.shape)
+                if abs(height * image_width - width * image_height) <= max(image_height, image_width):
+                    maps.append((name, (channels, height, width)))
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
             model(torch.zeros(1, 3, *image_spec.size))
     finally:
         for handle in handles:
             handle.remove()
-
-    chosen: list[str] = []
-    resolution = 0
-    for name, (_, height, width) in reversed(seen):
-        if min(height, width) > 1 and height * width > resolution:
-            if chosen and height * width > 16 * resolution:
-                break
-            chosen.append(name)
-            resolution = height * width
-            if len(chosen) == levels:
-                break
-    if not chosen:
-        raise ModelError("the model has no feature maps of shape (N, C, h, w) before its head; name a layer with --layer")
-    return tuple(chosen)
+    return [(name, shape) for name, shape in maps if calls[name] == 1]
 
 
 def feature_shapes(model: nn.Module, layers: Sequence[str], image_spec: ImageSpec) -> list[FeatureShape]:

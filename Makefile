@@ -1,0 +1,38 @@
+# Both commands need nothing but Python 3.11 or newer: they make .venv if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint test-only benchmarks clean
+
+demo: .venv/demo-installed
+	$(BIN)/saccade demo
+
+test: lint test-only
+
+lint: .venv/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test-only: .venv/dev-installed
+	$(BIN)/pytest
+
+benchmarks: .venv/dev-installed
+	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/faithfulness.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo-installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[train,scenes]'
+	touch $@
+
+.venv/dev-installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[dev]'
+	touch $@ .venv/demo-installed
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

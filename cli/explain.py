@@ -1,0 +1,140 @@
+"""``saccade explain``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import any_json, engine_options
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..accel.results import ImageExplanation
+
+__all__ = ["explain"]
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle that explains.")
+@click.option("--target", metavar="NAME|INDEX", help="Class to explain. [default: the predicted class]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results. [default: explanations; with --json none]")
+@click.option(
+    "--format", "formats", multiple=True, type=click.Choice(["overlay", "mask", "npz"]), default=("overlay", "mask"), show_default=True,
+    help="What to write for each image; repeat for several.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Images per call of the engine.")
+@click.option("--max-megapixels", type=click.FloatRange(min=0.001), default=100.0, show_default=True, metavar="MP", help="Refuse larger images.")
+@engine_options
+@any_json
+def explain(
+    paths: tuple[Path, ...],
+    bundle: Path,
+    target: str | None,
+    out: Path | None,
+    formats: tuple[str, ...],
+    batch_size: int,
+    max_megapixels: float,
+    engine: str,
+    providers: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Explain images and folders of images; needs no PyTorch.
+
+    Writes an overlay and a mask for each image, and one line of JSON each in results.jsonl. Images that cannot be read are
+    reported, the others go on, and the exit code is 1.
+
+    \b
+    Examples:
+      saccade explain cat.jpg --bundle bundle
+      saccade explain photos/ --bundle bundle --out explained --format overlay --format npz
+      saccade explain cat.jpg --bundle bundle --json | jq .class
+    """
+    from PIL import Image
+
+    from ..accel.engine import open_engine
+    from ..accel.image import find_images
+    from ..accel.pipeline import PipelineConfig, explain_images
+    from ..accel.results import Failure, ResultWriter
+
+    Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
+    files = find_images(list(paths))
+    running = open_engine(bundle, engine, providers=providers or None, threads=threads)
+    manifest = running.bundle.manifest
+    index = running.bundle.target_index(target)
+    if index >= 0 and not manifest.class_specific:
+        click.echo(
+            f"Note: this explainer answers for the predicted class only; the masks show the evidence for the prediction, "
+            f"the probability is that of '{manifest.class_names[index]}'.",
+            err=True,
+        )
+    config = PipelineConfig(batch_size=batch_size, target=index, max_pixels=int(max_megapixels * 1e6))
+    folder = out or (None if as_json else Path("explanations"))
+    writer = ResultWriter(folder, formats) if folder else None
+    failed = done = 0
+    shown: list[ImageExplanation] = []
+    try:
+        with _progress(len(files), quiet=as_json) as progress:
+            bar = progress.add_task("explaining", total=len(files))
+            for result in explain_images(running, files, config):
+                record = writer.write(result) if writer else result.record()
+                if as_json:
+                    click.echo(json.dumps(record, ensure_ascii=False))
+                if isinstance(result, Failure):
+                    failed += 1
+                    progress.console.print(f"[red]skipped[/red] {result.reason}", highlight=False, soft_wrap=True)
+                else:
+                    done += 1
+                    if len(shown) < 20:
+                        shown.append(result)
+                progress.advance(bar)
+    except BaseException:
+        if writer:
+            writer.discard()
+        raise
+    if writer:
+        writer.close()
+    if not as_json:
+        _print_table(shown, done, failed, folder)
+    return 1 if failed else 0
+
+
+def _progress(total: int, *, quiet: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet and not total,
+    )
+
+
+def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if shown:
+        table = Table(box=None, pad_edge=False)
+        for heading, justify in (("image", "left"), ("class", "left"), ("probability", "right"), ("mask area", "right"), ("peak x, y", "right"), ("ms", "right")):
+            table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        for result in shown:
+            x, y = result.peak()
+            table.add_row(
+                result.source, result.class_name, f"{result.probability:.1%}", f"{result.mask.mean():.1%}", f"{x}, {y}", f"{result.milliseconds:.1f}"
+            )
+        console.print(table)
+        if done > len(shown):
+            console.print(f"… and {done - len(shown)} more", style="dim")
+    parts = [f"{done} explained"] + ([f"[red]{failed} could not be read[/red]"] if failed else [])
+    console.print(", ".join(parts) + (f"; results in [bold]{folder}[/bold]" if folder else ""), highlight=False)

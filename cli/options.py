@@ -1,0 +1,61 @@
+"""Options that several commands share, so that a flag means the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["BatchSizes", "any_json", "bundle_argument", "engine_options", "resolve_model"]
+
+SHORT_SPECS = {
+    "scenes:resnet": "python:saccade.evaluate.scenes_models:resnet",
+    "scenes:vit": "python:saccade.evaluate.scenes_models:vit",
+}
+
+
+def resolve_model(spec: str) -> str:
+    """A model spec with the short names of the project's own models spelled out."""
+    return SHORT_SPECS.get(spec, spec)
+
+
+def any_json(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json``: the result on stdout for programs, nothing else."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(function)
+
+
+def bundle_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The bundle as the command's argument."""
+    return click.argument("bundle", type=click.Path(path_type=Path))(function)
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--engine``, ``--provider`` and ``--threads``."""
+    function = click.option(
+        "--threads", type=click.IntRange(1), metavar="N", help="Threads for one operator. [default: all cores]"
+    )(function)
+    function = click.option(
+        "--provider", "providers", multiple=True, metavar="NAME",
+        help="Execution provider, such as cpu or cuda; repeat for a priority order. [default: cpu]",
+    )(function)
+    return click.option("--engine", default="onnx", show_default=True, metavar="NAME", help="Engine that runs the bundle.")(function)
+
+
+class BatchSizes(click.ParamType):
+    """Batch sizes as ``1,8,32``."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse a comma-separated list of positive integers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            sizes = ()
+        if not sizes or min(sizes) < 1:
+            self.fail(f"'{value}' is not a list of batch sizes; write for example 1,8,32", param, ctx)
+        return sizes

@@ -1,0 +1,45 @@
+"""``saccade scenes``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["scenes"]
+
+
+@click.group()
+def scenes() -> None:
+    """Planted scenes: real images whose evidence is known."""
+
+
+@scenes.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True, help="Which digits and photographs.")
+@click.option("--count", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Number of scenes.")
+@click.option("--size", type=click.IntRange(32), default=96, show_default=True, metavar="PX", help="Height and width.")
+@click.option("--context", is_flag=True, help="Add a second patch whose texture goes with the class.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Another seed, other scenes.")
+def write(folder: Path, split: str, count: int, size: int, context: bool, seed: int) -> None:
+    """Write scenes and their ground truth as PNG files.
+
+    \b
+    FOLDER/images/<class>/<index>.png    the scenes, one folder per class
+    FOLDER/masks/<class>/<index>.png     255 where the digit is; with --context 128 where the texture is
+    FOLDER/scenes.json                   how they were made, and every digit's box
+
+    \b
+    Example:
+      saccade scenes write scenes/ --count 500
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..evaluate.scenes import SceneConfig, SceneSource
+    from ..evaluate.scenes_folder import write_scenes
+
+    source = SceneSource(split, SceneConfig(size=size, variant="context" if context else "digit", seed=seed))  # type: ignore[arg-type]
+    for _ in track(write_scenes(source, folder, count), "writing", total=count, console=Console(stderr=True), transient=True):
+        pass
+    click.echo(f"{count} scenes in {folder}/images, their ground truth in {folder}/masks")

@@ -1,0 +1,135 @@
+"""Fixtures: small models and bundles that are made in seconds and used by many tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from saccade.contracts import ImageSpec
+from saccade.methods.explainee import Explainee, fingerprint
+
+ROOT = Path(__file__).parent.parent
+
+_shim = importlib.util.spec_from_file_location("torchvision_on_cpu", ROOT / "benchmarks" / "torchvision_on_cpu.py")
+assert _shim is not None
+assert _shim.loader is not None
+_shim.loader.exec_module(importlib.util.module_from_spec(_shim))
+
+TINY_SPEC = ImageSpec(size=(32, 32), mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))
+
+
+class TinyCNN(nn.Module):
+    """Two resolutions, batch norm, global pooling: the shape of a real CNN at 32 pixels."""
+
+    image_spec = TINY_SPEC
+    class_names = ("ant", "bee", "cat", "dog", "emu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU())
+        self.late = nn.Sequential(nn.Conv2d(12, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.pool(self.late(self.early(x))).flatten(1))
+        return logits
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights with sensible batch-norm statistics, so that maps and logits are of the order of one."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            fan_in = module.weight[0].numel()
+            with torch.no_grad():
+                module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+    return model.eval()
+
+
+def build_tiny() -> nn.Module:
+    """For ``python:`` specs."""
+    return randomise(TinyCNN())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two threads, and a cache of golden passes that belongs to this run."""
+    torch.set_num_threads(2)
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_explainee() -> Explainee:
+    """A random CNN at 32 pixels with five classes."""
+    model = build_tiny()
+    return Explainee(model, TINY_SPEC, TinyCNN.class_names, "python:tiny:build", "pretrained", fingerprint(model))
+
+
+def make_bundle(explainee: Explainee, out: Path, *, form: str = "shared", any_size: bool = False) -> Path:
+    """Export an untrained explainer whose masks vary from image to image."""
+    from saccade.export.write_bundle import export_ltx
+    from saccade.methods.ltx.checkpoint import CheckpointRecord
+    from saccade.methods.ltx.config import LTXConfig
+    from saccade.methods.ltx.model import build_ltx
+
+    torch.manual_seed(0)
+    config = LTXConfig(form=form)  # type: ignore[arg-type]
+    explainer = build_ltx(explainee, config)
+    randomise(explainer.network, seed=1)
+    images = np.random.default_rng(0).integers(0, 256, (16, *explainee.image_spec.size, 3), dtype=np.uint8)
+    images[::2] //= 4  # dark ones too, so that not all masks are alike
+    export_ltx(explainer, CheckpointRecord.of(explainer, config, "noise", 0), images, out, any_size=any_size)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_kept(tiny_explainee: Explainee, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny model; read only, use `tiny_bundle` to change it."""
+    return make_bundle(tiny_explainee, tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def tiny_bundle(tiny_bundle_kept: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle_kept, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def saccade_command() -> Callable[..., tuple[int, str, str]]:
+    """The program itself, in this process: arguments to (exit code, stdout, stderr)."""
+    import contextlib
+    import io
+    import sys
+
+    from saccade.cli.main import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        before = sys.argv
+        sys.argv = ["saccade", *map(str, arguments)]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+                main()
+        finally:
+            sys.argv = before
+        return int(stop.value.code or 0), out.getvalue(), err.getvalue()
+
+    return run
