@@ -62,13 +62,18 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
 
 
 def resize_image(image: Uint8, spec: ImageSpec) -> Uint8:
-    """Cut and resize an image (H, W, 3) to the model's size with Pillow's antialiased filter; uint8 (h, w, 3)."""
+    """Cut and resize an image (H, W, 3) to the model's size with Pillow's antialiased filter; uint8 (h, w, 3).
+
+    Columns first, then rows, rounded in between: the order is fixed because a cubic filter overshoots.
+    """
     height, width = spec.size
     box = spec.box(*image.shape[:2])
     if image.shape[:2] == (height, width) and box == (0, 0, width, height):
         return image
-    resized = Image.fromarray(image).resize((width, height), _RESAMPLING[spec.interpolation], box=box)
-    return np.asarray(resized)
+    left, top, right, bottom = box
+    cut = Image.fromarray(image[top:bottom, left:right])
+    columns = cut.resize((width, cut.height), _RESAMPLING[spec.interpolation])  # newer versions of Pillow may take rows first
+    return np.asarray(columns.resize((width, height), _RESAMPLING[spec.interpolation]))
 
 
 def find_images(paths: list[str | os.PathLike[str]]) -> list[Path]:

@@ -72,6 +72,7 @@ class TrainingDisplay:
             tiles.append(with_legend(draw_overlay(large, large_mask), title))
         rows = [np.concatenate(tiles[start : start + 4], axis=1) for start in range(0, len(tiles) - len(tiles) % 4 or len(tiles), 4)]
         rows = [row for row in rows if row.shape == rows[0].shape]
+        self.out.mkdir(parents=True, exist_ok=True)
         partial = self.out / ".preview.png.partial"
         Image.fromarray(np.concatenate(rows, axis=0)).save(partial, "PNG", compress_level=1)
         partial.replace(self.out / "preview.png")

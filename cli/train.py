@@ -66,6 +66,7 @@ def ltx(
 
     for package in ("torch", "safetensors"):
         require(package, extra="train", purpose="training")
+
     from ..methods.explainee import load_explainee
     from ..methods.ltx.checkpoint import save_samples
     from ..methods.ltx.config import LTXConfig
@@ -103,6 +104,8 @@ def _masks(explainer: LTXExplainer, samples: Uint8) -> tuple[list[str], object]:
 
 
 def _device(name: str | None) -> str:
+    import torch
+
     from ..errors import UsageError
 
     if name is None:

@@ -31,13 +31,12 @@ def prepend_resize(model: onnx.ModelProto, spec: ImageSpec) -> onnx.ModelProto:
 
     channels_first = node("Transpose", ["image"], "channels_first", perm=[0, 3, 1, 2])
     source = channels_first if spec.resize == "squash" else _centre_box(channels_first, spec, constant, node)
-    floats = node("Cast", [source], "floats", to=TensorProto.FLOAT)
     height, width = spec.size
-    batch = node("Shape", [floats], "batch", start=0, end=2)
+    batch = node("Shape", [source], "batch", start=0, end=2)
     sizes = node("Concat", [batch, constant("size", np.array([height, width], dtype=np.int64))], "sizes", axis=0)
     resized = node(
         "Resize",
-        [floats, "", "", sizes],
+        [source, "", "", sizes],
         "resized",
         mode="linear" if spec.interpolation == "bilinear" else "cubic",
         antialias=1,
@@ -45,10 +44,7 @@ def prepend_resize(model: onnx.ModelProto, spec: ImageSpec) -> onnx.ModelProto:
         cubic_coeff_a=-0.5,
         exclude_outside=1,
     )
-    # Pillow rounds to whole grey levels after the resize; Clip and Round do the same, half to even or not is below one level
-    clipped = node("Clip", [resized, constant("black", np.float32(0)), constant("white", np.float32(255))], "clipped")  # type: ignore[arg-type]
-    grey_levels = node("Cast", [node("Round", [clipped], "rounded")], "grey_levels", to=TensorProto.UINT8)
-    inner = node("Transpose", [grey_levels], "image", perm=[0, 2, 3, 1])
+    inner = node("Transpose", [resized], "image", perm=[0, 2, 3, 1])
 
     combined = onnx.ModelProto()
     combined.CopyFrom(model)

@@ -22,6 +22,10 @@ class LTXLosses:
     area: Tensor
     total: Tensor
 
+    def detached(self) -> LTXLosses:
+        """The same numbers without their graphs."""
+        return LTXLosses(self.preserve.detach(), self.complement.detach(), self.area.detach(), self.total.detach())
+
 
 def preserve_loss(kept_logits: Tensor, target: Tensor) -> Tensor:
     """CE(f(x ∘ m), y): what the mask keeps must be enough for the target class (Barkan et al. 2023)."""

@@ -150,7 +150,7 @@ def _train_step(explainer: LTXExplainer, optimizer: torch.optim.Optimizer, batch
     losses.total.backward()
     nn.utils.clip_grad_norm_(explainer.network.parameters(), config.clip)
     optimizer.step()
-    return losses
+    return losses.detached()
 
 
 def _mask_and_target(explainer: LTXExplainer, images: Tensor) -> tuple[Tensor, Tensor]:
