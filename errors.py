@@ -87,7 +87,8 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         purpose: what it is needed for, as it reads after "is needed for".
 
     Raises:
-        MissingDependencyError: the package is not installed. A package that is installed but broken raises its own error.
+        MissingDependencyError: the package is not installed. A package that is installed but broken raises its own
+            error.
     """
     root = module.partition(".")[0]
     if importlib.util.find_spec(root) is None:
@@ -103,4 +104,8 @@ def suggest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"there are {len(known)}, for example {', '.join(known[:5])}" if len(known) > 5 else f"there are: {', '.join(known)}"
+    return (
+        f"there are {len(known)}, for example {', '.join(known[:5])}"
+        if len(known) > 5
+        else f"there are: {', '.join(known)}"
+    )

@@ -1,4 +1,6 @@
-"""What an explanation costs: the full graph against the classifier alone, cut out of the same file, interleaved in one run."""
+"""What an explanation costs: the full graph against the classifier alone, cut out of the same file, interleaved in
+one run.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,12 @@ class BenchRow:
         p95_ms: its 95th percentile.
         predict_p50_ms: median latency of the classifier alone, per call.
         images_per_second: from the median.
-        forwards: cost of prediction and explanation in units of the plain prediction: the median over pairs, each pair run
-            back to back, of their times' ratio.
+        forwards: cost of prediction and explanation in units of the plain prediction: the median over pairs, each
+            pair run back to back, of their times' ratio.
         forwards_low: 25th percentile of that ratio.
         forwards_high: 75th percentile.
-        peak_mib: largest resident memory of the process while this batch size ran, MiB; None where the system does not tell.
+        peak_mib: largest resident memory of the process while this batch size ran, MiB; None where the system does
+            not tell.
     """
 
     batch: int
@@ -57,8 +60,8 @@ def bench_engine(
 ) -> list[BenchRow]:
     """Measure each batch size.
 
-    The two graphs are called in turn, the one that goes first alternating from pair to pair, after a warm-up of both; so a
-    machine whose speed drifts changes both alike.
+    The two graphs are called in turn, the one that goes first alternating from pair to pair, after a warm-up of both;
+    so a machine whose speed drifts changes both alike.
 
     Args:
         engine: an opened engine.

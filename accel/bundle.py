@@ -72,7 +72,9 @@ class Bundle:
                 f"the bundle has no class '{target}'; {near}; or give an index from 0 to {len(names) - 1}"
             ) from None
         if not 0 <= index < len(names):
-            raise UsageError(f"the bundle has {len(names)} classes, index 0 to {len(names) - 1}; {index} is not one of them")
+            raise UsageError(
+                f"the bundle has {len(names)} classes, index 0 to {len(names) - 1}; {index} is not one of them"
+            )
         return index
 
 
@@ -86,12 +88,13 @@ def open_bundle(path: str | Path) -> Bundle:
     file = folder / MANIFEST_FILE
     if not file.is_file():
         raise BundleError(
-            f"'{folder}' is not a bundle: it has no {MANIFEST_FILE}; make one with: saccade export --checkpoint DIR --out {folder}"
+            f"'{folder}' is not a bundle: it has no {MANIFEST_FILE}; "
+            f"make one with: saccade export --checkpoint DIR --out {folder}"
         )
     try:
         stored = json.loads(file.read_bytes())
         version = int(stored["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BundleError(f"the manifest '{file}' is damaged: {_first_line(error)}; export the bundle again") from None
     if version > SCHEMA_VERSION:
         raise BundleError(
@@ -103,9 +106,13 @@ def open_bundle(path: str | Path) -> Bundle:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"the manifest '{file}' is damaged at '{where}': {first['msg']}; export the bundle again") from None
+        raise BundleError(
+            f"the manifest '{file}' is damaged at '{where}': {first['msg']}; export the bundle again"
+        ) from None
+    except UsageError as error:
+        raise BundleError(f"the manifest '{file}' is damaged at 'image': {error}; export the bundle again") from None
     for name, entry in manifest.files.items():
-        _check(folder / name, entry.sha256)
+        _check(folder, name, entry.sha256)
     for name in (GRAPH_FILE, GOLDEN_FILE):
         if name not in manifest.files:
             raise BundleError(f"the manifest '{file}' does not list {name}; export the bundle again")
@@ -118,8 +125,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check(path: Path, expected: str) -> None:
-    if path.parent.resolve() != path.resolve().parent or path.name in ("", ".."):
+def _check(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
         raise BundleError(f"the manifest names a file outside the bundle: '{path}'")
     if not path.is_file():
         raise BundleError(f"the bundle is incomplete: '{path.name}' is missing; copy or export the bundle again")
@@ -129,7 +137,6 @@ def _check(path: Path, expected: str) -> None:
             f"the bundle is damaged: '{path.name}' has SHA-256 {found[:12]}… and the manifest says {expected[:12]}…; "
             "copy or export the bundle again"
         )
-
 
 
 def _first_line(error: Exception) -> str:

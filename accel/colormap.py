@@ -24,7 +24,11 @@ _TO_LMS = np.array(  # OKLab to the cube roots of cone responses
     [[1.0, 0.3963377774, 0.2158037573], [1.0, -0.1055613458, -0.0638541728], [1.0, -0.0894841775, -1.2914855480]]
 )
 _TO_LINEAR_RGB = np.array(
-    [[4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965], [-0.0041960863, -0.7034186147, 1.7076147010]]
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
 )
 
 
@@ -59,6 +63,7 @@ def _curve(position: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _srgb(oklab: NDArray[np.float64]) -> NDArray[np.float64]:
-    linear = (oklab @ _TO_LMS.T) ** 3 @ _TO_LINEAR_RGB.T
+    linear: NDArray[np.float64] = (oklab @ _TO_LMS.T) ** 3 @ _TO_LINEAR_RGB.T
     positive = np.maximum(linear, 0)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * positive ** (1 / 2.4) - 0.055)
+    encoded: NDArray[np.float64] = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * positive ** (1 / 2.4) - 0.055)
+    return encoded

@@ -43,8 +43,8 @@ def open_engine(
 ) -> Engine:
     """Open a bundle in an engine.
 
-    Before an engine runs a bundle for the first time on a machine it must reproduce the bundle's golden samples; the pass
-    is remembered.
+    Before an engine runs a bundle for the first time on a machine it must reproduce the bundle's golden samples; the
+    pass is remembered.
 
     Args:
         bundle: the bundle's folder, or an opened one.

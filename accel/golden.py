@@ -21,7 +21,9 @@ def compare_golden(engine: Engine) -> tuple[float, float]:
     """Run the golden samples; (largest difference of a mask pixel, largest difference of a probability)."""
     golden = engine.bundle.golden
     answer = engine.run(golden.images, golden.target)
-    return float(max_abs(answer.mask, golden.mask).max()), float(max_abs(answer.probabilities, golden.probabilities).max())
+    return float(max_abs(answer.mask, golden.mask).max()), float(
+        max_abs(answer.probabilities, golden.probabilities).max()
+    )
 
 
 def ensure_golden(engine: Engine, identity: str) -> None:
@@ -38,7 +40,8 @@ def ensure_golden(engine: Engine, identity: str) -> None:
     if not (mask <= bars.mask_bar and probabilities <= bars.probabilities_bar):
         raise ParityError(
             f"{identity} does not compute what the original explainer computes: masks differ by up to {mask:.1e} "
-            f"(allowed {bars.mask_bar:.0e}), probabilities by {probabilities:.1e} (allowed {bars.probabilities_bar:.0e}); "
+            f"(allowed {bars.mask_bar:.0e}), probabilities by {probabilities:.1e} "
+            f"(allowed {bars.probabilities_bar:.0e}); "
             "use another engine or provider, or export the bundle again"
         )
     try:

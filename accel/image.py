@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..contracts import ImageSpec, Uint8
 from ..errors import ImageError
@@ -20,19 +22,31 @@ from ..errors import ImageError
 __all__ = ["MAX_PIXELS", "SUFFIXES", "ImageSource", "find_images", "load_image", "resize_image", "source_name"]
 
 MAX_PIXELS = 100_000_000
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
+)
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+_UPRIGHT = {  # EXIF orientation to what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
     """Read an image as uint8 RGB (H, W, 3).
 
     Args:
-        source: a path, an encoded image as bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        source: a path, an encoded image as bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H,
+            W, 4).
         max_pixels: a larger image is refused before it is decoded (decompression bombs).
 
     Raises:
@@ -41,24 +55,24 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the PIL image", max_pixels)
-    name = source_name(source)
+        with _image_errors("the PIL image"):
+            return _to_rgb(source, "the PIL image", max_pixels)
     if isinstance(source, bytes):
         if not source:
             raise ImageError("the image has 0 bytes")
-        return _decode(io.BytesIO(source), name, max_pixels)
+        return _decode(io.BytesIO(source), source_name(source), max_pixels)
     path = Path(source)
-    if not path.exists():
-        raise ImageError(f"there is no file '{path}'")
-    if path.is_dir():
-        raise ImageError(f"'{path}' is a folder, not an image")
-    if path.stat().st_size == 0:
-        raise ImageError(f"'{path}' is empty (0 bytes)")
     try:
+        if not path.exists():
+            raise ImageError(f"there is no file '{path}'")
+        if path.is_dir():
+            raise ImageError(f"'{path}' is a folder, not an image")
+        if path.stat().st_size == 0:
+            raise ImageError(f"'{path}' is empty (0 bytes)")
         with path.open("rb") as stream:
-            return _decode(stream, name, max_pixels)
-    except PermissionError:
-        raise ImageError(f"'{path}' may not be read: permission denied") from None
+            return _decode(stream, source_name(source), max_pixels)
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def resize_image(image: Uint8, spec: ImageSpec) -> Uint8:
@@ -72,7 +86,9 @@ def resize_image(image: Uint8, spec: ImageSpec) -> Uint8:
         return image
     left, top, right, bottom = box
     cut = Image.fromarray(image[top:bottom, left:right])
-    columns = cut.resize((width, cut.height), _RESAMPLING[spec.interpolation])  # newer versions of Pillow may take rows first
+    columns = cut.resize(
+        (width, cut.height), _RESAMPLING[spec.interpolation]
+    )  # newer versions of Pillow may take rows first
     return np.asarray(columns.resize((width, height), _RESAMPLING[spec.interpolation]))
 
 
@@ -84,15 +100,18 @@ def find_images(paths: list[str | os.PathLike[str]]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not inside:
-                raise ImageError(f"the folder '{path}' has no images; looked for {', '.join(sorted(SUFFIXES))}")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise ImageError(f"there is no file or folder '{path}'")
+        try:
+            if path.is_dir():
+                inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+                if not inside:
+                    raise ImageError(f"the folder '{path}' has no images; looked for {', '.join(sorted(SUFFIXES))}")
+                found += inside
+            elif path.exists():
+                found.append(path)
+            else:
+                raise ImageError(f"there is no file or folder '{path}'")
+        except OSError as error:
+            raise _unreadable(path, error) from None
     return found
 
 
@@ -104,30 +123,44 @@ def source_name(source: ImageSource) -> str:
 
 
 def _decode(stream: Any, name: str, max_pixels: int) -> Uint8:
+    with _image_errors(f"'{name}'"), Image.open(stream) as image:
+        return _to_rgb(image, f"'{name}'", max_pixels)
+
+
+@contextmanager
+def _image_errors(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises about an image into an `ImageError`."""
     try:
-        with Image.open(stream) as image:
-            return _to_rgb(image, f"'{name}'", max_pixels)
+        yield
+    except ImageError:
+        raise
     except UnidentifiedImageError:
-        raise ImageError(f"'{name}' is not an image that can be read here (its content, whatever its name says)") from None
+        text = f"{name} is not an image that can be read here (its content, whatever its name says)"
+        raise ImageError(text) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"'{name}' has more pixels than Pillow decodes; make it smaller first") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ImageError(f"'{name}' is damaged or incomplete: {reason}") from None
+        raise ImageError(f"{name} has more pixels than Pillow decodes; make it smaller first") from None
     except MemoryError:
-        raise ImageError(f"'{name}' does not fit into memory when decoded; make it smaller first") from None
+        raise ImageError(f"{name} does not fit into memory when decoded; make it smaller first") from None
+    except Exception as error:  # its decoders also raise struct.error, RuntimeError and more
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(f"{name} is damaged or incomplete: {reason}") from None
+
+
+def _unreadable(path: Path, error: OSError) -> ImageError:
+    return ImageError(f"'{path}' cannot be read: {error.strerror or error}")
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Uint8:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
-            f"{name} has {width}×{height} = {width * height / 1e6:.0f} megapixels and the limit is {max_pixels / 1e6:.0f}; "
+            f"{name} has {width}×{height} = {width * height / 1e6:.0f} megapixels "
+            f"and the limit is {max_pixels / 1e6:.0f}; "
             "make it smaller or raise the limit with --max-megapixels (max_pixels)"
         )
     if width == 0 or height == 0:
         raise ImageError(f"{name} has no pixels ({width}×{height})")
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _from_array(_to_eight_bits(np.asarray(image)))
     if image.mode in _TRANSPARENT or "transparency" in image.info:
@@ -136,10 +169,17 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Uint8:
     return np.asarray(image.convert("RGB"))
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply EXIF orientation; `ImageOps.exif_transpose` also rewrites the other tags, and fails where one is odd."""
+    image.load()
+    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
+
+
 def _to_eight_bits(grey: np.ndarray[Any, Any]) -> Uint8:
-    """16-bit grey by its range; other integer and float images are taken as 0–255, or as 0–1 where nothing exceeds 1."""
-    values = np.nan_to_num(grey.astype(np.float64))
-    if grey.dtype == np.uint16 or values.max() > 255:
+    """16-bit grey by its range; other grey as 0–255, or as 0–1 where it is float and nothing exceeds 1."""
+    values: np.ndarray[Any, np.dtype[np.float64]] = np.nan_to_num(grey.astype(np.float64))
+    if grey.dtype.kind == "u" or values.max() > 255:
         values = values / 257
     elif grey.dtype.kind == "f" and values.max() <= 1:
         values = values * 255
@@ -148,7 +188,12 @@ def _to_eight_bits(grey: np.ndarray[Any, Any]) -> Uint8:
 
 def _from_array(array: np.ndarray[Any, Any]) -> Uint8:
     shape = array.shape
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in shape or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or 0 in shape
+        or (array.ndim == 3 and shape[2] not in (1, 3, 4))
+    ):
         raise ImageError(
             f"an image array is uint8 with shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.dtype} {shape}"
         )

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..contracts import Explanation, Floats, Uint8
-from ..errors import BundleError, EngineError, OutOfMemory, UsageError
+from ..errors import EngineError, OutOfMemory, UsageError
 from .bundle import Bundle
 from .onnx_prune import prune_onnx
 
@@ -74,10 +74,14 @@ class OnnxEngine:
         except MemoryError:
             raise OutOfMemory(f"the bundle '{self.bundle.path}' does not fit into memory") from None
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise EngineError(f"ONNX Runtime {ort.__version__} cannot load '{self.bundle.graph}': {_line(error)}") from error
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} cannot load '{self.bundle.graph}': {_line(error)}"
+            ) from error
         used = session.get_providers()
         if missing := [name for name in self.providers if name not in used]:
-            raise EngineError(f"ONNX Runtime could not start {', '.join(missing)}; it started {', '.join(used)}; see: saccade doctor")
+            raise EngineError(
+                f"ONNX Runtime could not start {', '.join(missing)}; it started {', '.join(used)}; see: saccade doctor"
+            )
         return session
 
     def _run(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
@@ -88,7 +92,11 @@ class OnnxEngine:
             if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _ALLOCATION):
                 raise OutOfMemory(
                     f"a batch of {count} images does not fit into memory; "
-                    + (f"try --batch-size {max(1, count // 4)}" if count > 1 else "free some memory or use a smaller model")
+                    + (
+                        f"try --batch-size {max(1, count // 4)}"
+                        if count > 1
+                        else "free some memory or use a smaller model"
+                    )
                 ) from None
             raise EngineError(f"ONNX Runtime failed on a batch of {count} images: {_line(error)}") from error
 
@@ -99,7 +107,8 @@ class OnnxEngine:
             raise UsageError(f"images are uint8 (N, H, W, 3) with N ≥ 1, not {images.dtype} {images.shape}")
         if not self.bundle.manifest.any_size and images.shape[1:3] != spec.size:
             raise UsageError(
-                f"this bundle takes images of {spec.size[0]}×{spec.size[1]} pixels, not {images.shape[1]}×{images.shape[2]}; "
+                f"this bundle takes images of {spec.size[0]}×{spec.size[1]} pixels, "
+                f"not {images.shape[1]}×{images.shape[2]}; "
                 "resize them with saccade.resize_image, or export with --any-size"
             )
         return np.ascontiguousarray(images)
@@ -109,7 +118,9 @@ class OnnxEngine:
             return np.full(count, -1, dtype=np.int64)
         chosen = np.asarray(target)
         if chosen.dtype.kind not in "iu" or chosen.shape not in ((), (count,)):
-            raise UsageError(f"target is one class index, or one for each of the {count} images, not {chosen.dtype} {chosen.shape}")
+            raise UsageError(
+                f"target is one class index, or one for each of the {count} images, not {chosen.dtype} {chosen.shape}"
+            )
         classes = len(self.bundle.manifest.class_names)
         if chosen.size and (chosen.min() < -1 or chosen.max() >= classes):
             raise UsageError(f"target classes go from 0 to {classes - 1}, or -1 for the predicted class; not {target}")

@@ -1,8 +1,9 @@
 """The part of an ONNX file that some of its outputs need, without the onnx package.
 
-ONNX Runtime computes every node of a graph, whichever outputs are asked for. So that a request for probabilities alone does
-not pay for the mask, the file is read at the level of protobuf's wire format, nodes that the wanted outputs do not need are
-left out, and everything that stays is copied as it is, byte by byte. Field numbers: onnx.proto3, ModelProto and GraphProto.
+ONNX Runtime computes every node of a graph, whichever outputs are asked for. So that a request for probabilities
+alone does not pay for the mask, the file is read at the level of protobuf's wire format, nodes that the wanted
+outputs do not need are left out, and everything that stays is copied as it is, byte by byte. Field numbers:
+onnx.proto3, ModelProto and GraphProto.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ def prune_onnx(model: bytes, outputs: Sequence[str]) -> bytes:
     """
     view = memoryview(model)
     parts: list[bytes | memoryview] = []
+    found = False
     for number, whole, payload in _fields(view):
         if number == _MODEL_GRAPH:
+            found = True
             graph = _prune_graph(payload, outputs)
             parts += [_varint(_MODEL_GRAPH << 3 | _LENGTH_DELIMITED), _varint(len(graph)), graph]
         else:
             parts.append(whole)
+    if not found:
+        raise BundleError("the ONNX file is damaged: it has no graph")
     return b"".join(parts)
 
 
@@ -58,7 +63,9 @@ def _prune_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
         inputs.append(_texts(node, _NODE_INPUT))
         producer.update(dict.fromkeys(_texts(node, _NODE_OUTPUT), index))
         for number, _, attribute in _fields(node):
-            if number == _NODE_ATTRIBUTE and any(n in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) for n, _, _ in _fields(attribute)):
+            if number == _NODE_ATTRIBUTE and any(
+                n in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) for n, _, _ in _fields(attribute)
+            ):
                 raise BundleError("the graph branches (If, Loop or Scan); its outputs cannot be separated")
 
     needed: set[str] = set()
@@ -66,12 +73,12 @@ def _prune_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
     waiting = list(outputs)
     while waiting:
         name = waiting.pop()
-        if name in needed:
+        if not name or name in needed:  # "" stands for an optional input or output that is left out
             continue
         needed.add(name)
-        if (index := producer.get(name)) is not None and index not in kept:
-            kept.add(index)
-            waiting += inputs[index]
+        if (source := producer.get(name)) is not None and source not in kept:
+            kept.add(source)
+            waiting += inputs[source]
 
     parts: list[memoryview] = []
     position = 0
@@ -136,7 +143,10 @@ def _varint(value: int) -> bytes:
 
 
 def _texts(message: memoryview, field: int) -> list[str]:
-    return [bytes(payload).decode() for number, _, payload in _fields(message) if number == field]
+    try:
+        return [bytes(payload).decode() for number, _, payload in _fields(message) if number == field]
+    except UnicodeDecodeError:
+        raise BundleError("the ONNX file is damaged: a name is not UTF-8") from None
 
 
 def _text(message: memoryview, field: int) -> str:

@@ -12,6 +12,7 @@ __all__ = ["draw_overlay", "enlarge", "with_legend"]
 
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _SMALLEST = 320  # pixels; a smaller image is enlarged so that outline and legend are readable
+_LARGEST = 4096  # pixels; a thin image is not enlarged beyond this
 
 
 def draw_overlay(image: Uint8, mask: Floats, *, outline: float | None = 0.5) -> Uint8:
@@ -36,7 +37,7 @@ def draw_overlay(image: Uint8, mask: Floats, *, outline: float | None = 0.5) -> 
 
 def with_legend(picture: Uint8, title: str, note: str = "") -> Uint8:
     """Add a strip below a picture: a title, a note, and the colour map with what its ends mean."""
-    height, width = picture.shape[:2]
+    width = picture.shape[1]
     unit = max(12, round(width / 26))
     strip = Image.new("RGB", (width, round(unit * 4.1)), (18, 18, 22))
     draw = ImageDraw.Draw(strip)
@@ -44,12 +45,19 @@ def with_legend(picture: Uint8, title: str, note: str = "") -> Uint8:
     margin = unit // 2
     draw.text((margin, margin // 2), _fit(draw, title, font, width - 2 * margin), font=font, fill=(245, 245, 245))
     if note:
-        draw.text((margin, margin // 2 + round(unit * 1.3)), _fit(draw, note, small, width - 2 * margin), font=small, fill=(175, 175, 180))
+        draw.text(
+            (margin, margin // 2 + round(unit * 1.3)),
+            _fit(draw, note, small, width - 2 * margin),
+            font=small,
+            fill=(175, 175, 180),
+        )
     top = round(unit * 2.75)
     left, right = "0 ignored", "evidence 1"
     label = round(max(draw.textlength(left, small), draw.textlength(right, small))) + margin
     bar_width = max(1, width - 2 * margin - 2 * label)
-    bar = Image.fromarray(colour_table()[None].repeat(max(1, round(unit * 0.7)), 0)).resize((bar_width, max(1, round(unit * 0.7))))
+    bar = Image.fromarray(colour_table()[None].repeat(max(1, round(unit * 0.7)), 0)).resize(
+        (bar_width, max(1, round(unit * 0.7)))
+    )
     strip.paste(bar, (margin + label, top + round(unit * 0.1)))
     draw.text((margin, top), left, font=small, fill=(200, 200, 205))
     draw.text((margin + label + bar_width + margin, top), right, font=small, fill=(200, 200, 205))
@@ -59,8 +67,8 @@ def with_legend(picture: Uint8, title: str, note: str = "") -> Uint8:
 def enlarge(image: Uint8, mask: Floats) -> tuple[Uint8, Floats]:
     """Image and mask at a size that people can look at; unchanged if large enough."""
     height, width = mask.shape
-    factor = max(1, -(-_SMALLEST // min(height, width)))
-    if factor == 1:
+    factor = min(-(-_SMALLEST // min(height, width)), _LARGEST // max(height, width))
+    if factor <= 1:
         return image, mask
     size = (width * factor, height * factor)
     larger_mask = Image.fromarray(np.ascontiguousarray(mask, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR)
@@ -75,6 +83,7 @@ def _edge(inside: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> np.ndarray
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:
+    text = " ".join(text.splitlines())
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:

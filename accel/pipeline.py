@@ -61,13 +61,15 @@ def explain_images(
             waiting.append(item)
             if len(waiting) < config.batch_size:
                 continue
-            item = None
+            yield from _explain_batch(engine, waiting, config.target)
+            waiting = []
+            continue
         if waiting:
             yield from _explain_batch(engine, waiting, config.target)
             waiting = []
         if isinstance(item, Failure):
             yield item
-        elif item is not None:
+        else:
             waiting = [item]
     if waiting:
         yield from _explain_batch(engine, waiting, config.target)

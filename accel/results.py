@@ -18,6 +18,7 @@ from .overlay import draw_overlay, enlarge, with_legend
 __all__ = ["FORMATS", "Failure", "ImageExplanation", "ResultWriter"]
 
 FORMATS = ("overlay", "mask", "npz")
+_LONGEST_STEM = 200  # bytes of a file name before its suffixes; file systems allow 255 in all
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class ImageExplanation:
         """The mask at the image's own size, float32 (H, W); 0 where the model did not look."""
         height, width = self.image.shape[:2]
         left, top, right, bottom = self.spec.box(height, width)
-        scaled = Image.fromarray(np.ascontiguousarray(self.mask)).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        scaled = Image.fromarray(np.ascontiguousarray(self.mask)).resize(
+            (right - left, bottom - top), Image.Resampling.BILINEAR
+        )
         placed = np.zeros((height, width), dtype=np.float32)
         placed[top:bottom, left:right] = np.asarray(scaled)
         return placed
@@ -86,8 +89,14 @@ class ImageExplanation:
         image, mask = enlarge(self.image, self.mask_on_image())
         picture = draw_overlay(image, mask)
         if legend:
-            about = "" if self.class_specific or self.target == self.predicted else f"; evidence for {self.class_names[self.predicted]}"
-            picture = with_legend(picture, f"{self.class_name}  {self.probability:.1%}", f"{Path(self.source).name}{about}")
+            about = (
+                ""
+                if self.class_specific or self.target == self.predicted
+                else f"; evidence for {self.class_names[self.predicted]}"
+            )
+            picture = with_legend(
+                picture, f"{self.class_name}  {self.probability:.1%}", f"{Path(self.source).name}{about}"
+            )
         return Image.fromarray(picture)
 
     def record(self) -> dict[str, Any]:
@@ -121,13 +130,13 @@ class Failure:
 class ResultWriter:
     """Writes results into a folder: pictures per image and one line of JSON each in ``results.jsonl``.
 
-    Files get the image's name; a second image of the same name gets ``-2`` and so on. A file is written under a temporary
-    name and then renamed, so none is ever half-written. `results.jsonl` is put in place by `close`.
+    Files get the image's name; a second image of the same name gets ``-2`` and so on. A file is written under a
+    temporary name and then renamed, so none is ever half-written. `results.jsonl` is put in place by `close`.
 
     Args:
         folder: made if it does not exist.
-        formats: of ``"overlay"`` (PNG with legend), ``"mask"`` (8-bit PNG at the image's size), ``"npz"`` (mask as float32 at
-            the model's size, probabilities, target).
+        formats: of ``"overlay"`` (PNG with legend), ``"mask"`` (8-bit PNG at the image's size), ``"npz"`` (mask as
+            float32 at the model's size, probabilities, target).
 
     Raises:
         OutputError: the folder cannot be made or written.
@@ -142,9 +151,12 @@ class ResultWriter:
         self._lines = self.folder / ".results.jsonl.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._stream = self._lines.open("w", encoding="utf-8")
+            # a name that is not UTF-8 becomes \udcXX, which JSON reads back as it was
+            self._stream = self._lines.open("w", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            raise OutputError(f"cannot write into the folder '{self.folder}': {error.strerror or error}; choose another with --out") from None
+            raise OutputError(
+                f"cannot write into the folder '{self.folder}': {error.strerror or error}; choose another with --out"
+            ) from None
 
     def write(self, result: ImageExplanation | Failure) -> dict[str, Any]:
         """Write one result; the record that went into ``results.jsonl``, with the names of the files."""
@@ -160,8 +172,11 @@ class ResultWriter:
 
     def close(self) -> None:
         """Put ``results.jsonl`` in place."""
-        self._stream.close()
-        os.replace(self._lines, self.folder / "results.jsonl")
+        try:
+            self._stream.close()
+            os.replace(self._lines, self.folder / "results.jsonl")
+        except OSError as error:
+            raise OutputError(f"cannot write '{self.folder / 'results.jsonl'}': {error.strerror or error}") from None
 
     def discard(self) -> None:
         """Give up after an error: no ``results.jsonl``; the pictures of finished images stay."""
@@ -176,9 +191,13 @@ class ResultWriter:
                 if kind == "overlay":
                     result.overlay().save(stream, "PNG", compress_level=1)
                 elif kind == "mask":
-                    Image.fromarray((result.mask_on_image() * 255 + 0.5).astype(np.uint8)).save(stream, "PNG", compress_level=1)
+                    Image.fromarray((result.mask_on_image() * 255 + 0.5).astype(np.uint8)).save(
+                        stream, "PNG", compress_level=1
+                    )
                 else:
-                    np.savez_compressed(stream, mask=result.mask, probabilities=result.probabilities, target=np.int64(result.target))
+                    np.savez_compressed(
+                        stream, mask=result.mask, probabilities=result.probabilities, target=np.int64(result.target)
+                    )
             os.replace(partial, self.folder / name)
         finally:
             partial.unlink(missing_ok=True)
@@ -186,5 +205,12 @@ class ResultWriter:
 
     def _stem(self, source: str) -> str:
         stem = Path(source).stem or "image"
-        count = self._used[stem] = self._used.get(stem, 0) + 1
-        return stem if count == 1 else f"{stem}-{count}"
+        while len(os.fsencode(stem)) > _LONGEST_STEM:
+            stem = stem[:-1]
+        name, count = stem, self._used.get(stem, 1)
+        while name in self._used:
+            count += 1
+            name = f"{stem}-{count}"
+        self._used[name] = 1
+        self._used[stem] = count
+        return name

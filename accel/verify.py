@@ -32,7 +32,9 @@ def verify_engine(engine: Engine) -> list[Check]:
     mask_error, probability_error = compare_golden(engine)
     first = engine.run(golden.images, golden.target)
     second = engine.run(golden.images, golden.target)
-    alone = np.concatenate([engine.run(golden.images[i : i + 1], golden.target[i : i + 1]).mask for i in range(len(golden.images))])
+    alone = np.concatenate(
+        [engine.run(golden.images[i : i + 1], golden.target[i : i + 1]).mask for i in range(len(golden.images))]
+    )
     batch_error = float(max_abs(alone, first.mask).max())
     change = float(np.median(change_between(first.mask)))
     same = np.array_equal(first.mask, second.mask) and np.array_equal(first.probabilities, second.probabilities)
@@ -50,7 +52,14 @@ def verify_engine(engine: Engine) -> list[Check]:
         ),
         Check("prediction alone is the same", f"{predict_error:.1e}", f"≤ {BATCH_BAR:.0e}", predict_error <= BATCH_BAR),
         Check("two runs are the same", "bit-equal" if same else "different", "bit-equal", same),
-        Check(f"batch of {len(alone)} equals {len(alone)} of 1", f"{batch_error:.1e}", f"≤ {BATCH_BAR:.0e}", batch_error <= BATCH_BAR),
-        Check("mask depends on the image", f"{change:.3f}", f"≥ {INPUT_DEPENDENCE_BAR}", change >= INPUT_DEPENDENCE_BAR),
+        Check(
+            f"batch of {len(alone)} equals {len(alone)} of 1",
+            f"{batch_error:.1e}",
+            f"≤ {BATCH_BAR:.0e}",
+            batch_error <= BATCH_BAR,
+        ),
+        Check(
+            "mask depends on the image", f"{change:.3f}", f"≥ {INPUT_DEPENDENCE_BAR}", change >= INPUT_DEPENDENCE_BAR
+        ),
         Check("mask is finite and in [0, 1]", "yes" if in_range else "no", "yes", in_range),
     ]

@@ -18,17 +18,32 @@ __all__ = ["bench"]
 
 @click.command()
 @bundle_argument
-@click.option("--batch-sizes", type=BatchSizes(), default="1,8", show_default=True, metavar="N,N,…", help="Images per call.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, metavar="S", help="Timed seconds per batch size.")
+@click.option(
+    "--batch-sizes", type=BatchSizes(), default="1,8", show_default=True, metavar="N,N,…", help="Images per call."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    metavar="S",
+    help="Timed seconds per batch size.",
+)
 @engine_options
 @any_json
 def bench(
-    bundle: Path, batch_sizes: tuple[int, ...], seconds: float, engine: str, providers: tuple[str, ...], threads: int | None, as_json: bool
+    bundle: Path,
+    batch_sizes: tuple[int, ...],
+    seconds: float,
+    engine: str,
+    providers: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Measure what an explanation costs: latency, images/s, memory, and the cost in forwards.
 
-    A forward is the time of the plain classifier, cut out of the same file and run in turn with the full graph, so the cost
-    means the same on every machine.
+    A forward is the time of the plain classifier, cut out of the same file and run in turn with the full graph, so
+    the cost means the same on every machine.
 
     \b
     Example:
@@ -44,7 +59,10 @@ def bench(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bars = {batch: progress.add_task(f"batch {batch}", total=1.0) for batch in batch_sizes}
         rows = bench_engine(
-            running, batch_sizes, seconds=seconds, on_progress=lambda batch, done: progress.update(bars[batch], completed=done)
+            running,
+            batch_sizes,
+            seconds=seconds,
+            on_progress=lambda batch, done: progress.update(bars[batch], completed=done),
         )
     if as_json:
         about = {"bundle": str(bundle), "engine": engine, "threads": threads, "machine": machine()}
@@ -73,4 +91,7 @@ def _print(name: str, rows: list[BenchRow]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print("forwards: time of prediction and explanation over that of the prediction alone, pair by pair, median", style="dim")
+    console.print(
+        "forwards: time of prediction and explanation over that of the prediction alone, pair by pair, median",
+        style="dim",
+    )

@@ -21,7 +21,8 @@ _CACHED_IMAGES = 4096
 def image_stream(data: str, spec: ImageSpec, batch_size: int, seed: int) -> Callable[[int], Uint8]:
     """A stream of training images: from a step to uint8 (B, H, W, 3), always the same for the same step.
 
-    A folder is shuffled anew each epoch; half of the images are mirrored; one that cannot be read is replaced by the next.
+    A folder is shuffled anew each epoch; half of the images are mirrored; one that cannot be read is replaced by the
+    next.
 
     Raises:
         ImageError: the folder has no images, or none of them can be read.
@@ -59,7 +60,8 @@ def image_stream(data: str, spec: ImageSpec, batch_size: int, seed: int) -> Call
 
 
 def sample_images(data: str, spec: ImageSpec, count: int = 32) -> Uint8:
-    """Images for previews and for the parity gate, uint8 (N ≤ count, H, W, 3): spread over a folder, or held-out scenes.
+    """Images for previews and for the parity gate, uint8 (N ≤ count, H, W, 3): spread over a folder, or held-out
+    scenes.
 
     Unreadable images are passed over.
     """

@@ -23,12 +23,20 @@ PHOTOGRAPHS = ("sklearn:china.jpg", "matplotlib:grace_hopper.jpg", "skimage:reti
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True, metavar="DIR", help="Folder of the page and the bundles.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder of the page and the bundles.",
+)
 def demo(out: Path) -> None:
     """Export, verify and explain with the trained models that come with Saccade, and make a page of it.
 
-    Takes a ResNet that reads digits on photographs and its two LTX explainers, compiles each into one ONNX graph, proves the
-    graphs, explains held-out scenes whose evidence is known and some plain photographs, and writes one HTML file.
+    Takes a ResNet that reads digits on photographs and its two LTX explainers, compiles each into one ONNX graph,
+    proves the graphs, explains held-out scenes whose evidence is known and some plain photographs, and writes one
+    HTML file.
 
     \b
     Example:
@@ -36,7 +44,13 @@ def demo(out: Path) -> None:
     """
     from ..errors import require
 
-    for package, extra in (("torch", "train"), ("onnx", "train"), ("onnxscript", "train"), ("sklearn", "scenes"), ("skimage", "scenes")):
+    for package, extra in (
+        ("torch", "train"),
+        ("onnx", "train"),
+        ("onnxscript", "train"),
+        ("sklearn", "scenes"),
+        ("skimage", "scenes"),
+    ):
         require(package, extra=f"train,{extra}" if extra != "train" else "train,scenes", purpose="the demo")
     from rich.console import Console
 
@@ -48,9 +62,13 @@ def demo(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write into '{out}': {error.strerror or error}; choose another folder with --out") from None
+        raise OutputError(
+            f"cannot write into '{out}': {error.strerror or error}; choose another folder with --out"
+        ) from None
     with console.status("loading") as status:
-        methods = [_prepare(form, title, out, lambda text: status.update(text), console) for form, title in FORMS.items()]
+        methods = [
+            _prepare(form, title, out, lambda text: status.update(text), console) for form, title in FORMS.items()
+        ]
         status.update("writing the page")
         page = write_page(out / "index.html", methods, *_truth(), seconds=time.perf_counter() - began)
     console.print(f"[bold]{page}[/bold] shows what was explained; open it in a browser.", highlight=False)
@@ -79,7 +97,9 @@ def _prepare(form: str, title: str, out: Path, status: Callable[[str], None], co
     bundle = out / "bundles" / f"scenes-resnet-ltx-{form}"
     explainer, record = load_checkpoint(WEIGHTS / f"scenes_resnet_ltx_{form}")
     images = sample_images(record.data, record.image_spec)
-    made = export_ltx(explainer, record, images, bundle, overwrite=True, on_stage=lambda stage: status(f"{title}: {stage}"))
+    made = export_ltx(
+        explainer, record, images, bundle, overwrite=True, on_stage=lambda stage: status(f"{title}: {stage}")
+    )
     status(f"{title}: verifying")
     engine = open_engine(made, check=False)
     checks = verify_engine(engine)
@@ -109,4 +129,6 @@ def _truth() -> tuple[list[object], list[str]]:
     """The scenes, and what the photographs are called."""
     from ..evaluate.scenes import SceneSource
 
-    return [SceneSource("test").scene(index) for index in range(SCENES)], [name.partition(":")[2] for name in PHOTOGRAPHS]
+    return [SceneSource("test").scene(index) for index in range(SCENES)], [
+        name.partition(":")[2] for name in PHOTOGRAPHS
+    ]

@@ -37,7 +37,9 @@ class Method:
     cost: Sequence[BenchRow]
 
 
-def write_page(path: Path, methods: Sequence[Method], scenes: Sequence[Any], photographs: Sequence[str], *, seconds: float) -> Path:
+def write_page(
+    path: Path, methods: Sequence[Method], scenes: Sequence[Any], photographs: Sequence[str], *, seconds: float
+) -> Path:
     """Write the page.
 
     Args:
@@ -50,14 +52,21 @@ def write_page(path: Path, methods: Sequence[Method], scenes: Sequence[Any], pho
     template = Template((Path(__file__).parent / "demo_page.html").read_text(encoding="utf-8"))
     rows = [
         _row(
-            [_figure(_scaled(scene.image), "image", f"scene {index}: digit {scene.label}"), _figure(_evidence(scene), "evidence", f"truth: {methods[0].results[index].class_names[scene.label]}")],
+            [
+                _figure(_scaled(scene.image), "image", f"scene {index}: digit {scene.label}"),
+                _figure(_evidence(scene), "evidence", f"truth: {methods[0].results[index].class_names[scene.label]}"),
+            ],
             [method.results[index] for method in methods],
             methods,
         )
         for index, scene in enumerate(scenes)
     ]
     plain = [
-        _row([_figure(_scaled(methods[0].results[len(scenes) + index].image), "image", name)], [method.results[len(scenes) + index] for method in methods], methods)
+        _row(
+            [_figure(_scaled(methods[0].results[len(scenes) + index].image), "image", name)],
+            [method.results[len(scenes) + index] for method in methods],
+            methods,
+        )
         for index, name in enumerate(photographs)
     ]
     html = template.substitute(
@@ -76,7 +85,9 @@ def _row(first: list[str], results: Sequence[ImageExplanation], methods: Sequenc
     for method, result in zip(methods, results, strict=True):
         image, mask = enlarge(result.image, result.mask_on_image())
         answer = f"<b>{escape(result.class_name)}</b> {result.probability:.1%} · {result.milliseconds:.1f} ms"
-        cells.append(_figure(_scaled(colourise(mask)), f"mask, {escape(method.title)}", f"area {result.mask.mean():.1%}"))
+        cells.append(
+            _figure(_scaled(colourise(mask)), f"mask, {escape(method.title)}", f"area {result.mask.mean():.1%}")
+        )
         cells.append(_figure(_scaled(draw_overlay(image, mask)), f"overlay, {escape(method.title)}", answer))
     return f'<div class="row">{"".join(cells)}</div>\n'
 
@@ -114,7 +125,8 @@ def _summary(method: Method) -> str:
     return (
         f"<section class=card><h2>LTX, {escape(method.title)}</h2><p>{escape(method.manifest.explainee['spec'])}</p>"
         f"<table>{cost}</table><p>Furthest from PyTorch on {parity.images} images: masks {parity.mask_max_abs:.1e}, "
-        f"probabilities {parity.probabilities_max_abs:.1e}.</p><p><code>{escape(str(method.bundle))}</code></p></section>"
+        f"probabilities {parity.probabilities_max_abs:.1e}.</p>"
+        f"<p><code>{escape(str(method.bundle))}</code></p></section>"
     )
 
 

@@ -68,7 +68,9 @@ def doctor(as_json: bool) -> None:
         "providers": _providers(),
         "gpu": _gpu(),
         "packages": packages,
-        "install": sorted({f"pip install 'saccade[{p['extra']}]'" for p in packages if p["version"] is None and p["extra"]}),
+        "install": sorted(
+            {f"pip install 'saccade[{p['extra']}]'" for p in packages if p["version"] is None and p["extra"]}
+        ),
     }
     if as_json:
         click.echo(json.dumps(report, indent=2))

@@ -20,15 +20,41 @@ __all__ = ["explain"]
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle that explains.")
-@click.option("--target", metavar="NAME|INDEX", help="Class to explain. [default: the predicted class]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results. [default: explanations; with --json none]")
 @click.option(
-    "--format", "formats", multiple=True, type=click.Choice(["overlay", "mask", "npz"]), default=("overlay", "mask"), show_default=True,
+    "--bundle", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle that explains."
+)
+@click.option("--target", metavar="NAME|INDEX", help="Class to explain. [default: the predicted class]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for the results. [default: explanations; with --json none]",
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["overlay", "mask", "npz"]),
+    default=("overlay", "mask"),
+    show_default=True,
     help="What to write for each image; repeat for several.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Images per call of the engine.")
-@click.option("--max-megapixels", type=click.FloatRange(min=0.001), default=100.0, show_default=True, metavar="MP", help="Refuse larger images.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Images per call of the engine.",
+)
+@click.option(
+    "--max-megapixels",
+    type=click.FloatRange(min=0.001),
+    default=100.0,
+    show_default=True,
+    metavar="MP",
+    help="Refuse larger images.",
+)
 @engine_options
 @any_json
 def explain(
@@ -46,8 +72,8 @@ def explain(
 ) -> int:
     """Explain images and folders of images; needs no PyTorch.
 
-    Writes an overlay and a mask for each image, and one line of JSON each in results.jsonl. Images that cannot be read are
-    reported, the others go on, and the exit code is 1.
+    Writes an overlay and a mask for each image, and one line of JSON each in results.jsonl. Images that cannot be
+    read are reported, the others go on, and the exit code is 1.
 
     \b
     Examples:
@@ -69,7 +95,7 @@ def explain(
     index = running.bundle.target_index(target)
     if index >= 0 and not manifest.class_specific:
         click.echo(
-            f"Note: this explainer answers for the predicted class only; the masks show the evidence for the prediction, "
+            "Note: this explainer explains the predicted class only; its masks show the evidence for the prediction; "
             f"the probability is that of '{manifest.class_names[index]}'.",
             err=True,
         )
@@ -126,12 +152,24 @@ def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: 
     console = Console()
     if shown:
         table = Table(box=None, pad_edge=False)
-        for heading, justify in (("image", "left"), ("class", "left"), ("probability", "right"), ("mask area", "right"), ("peak x, y", "right"), ("ms", "right")):
+        for heading, justify in (
+            ("image", "left"),
+            ("class", "left"),
+            ("probability", "right"),
+            ("mask area", "right"),
+            ("peak x, y", "right"),
+            ("ms", "right"),
+        ):
             table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for result in shown:
             x, y = result.peak()
             table.add_row(
-                result.source, result.class_name, f"{result.probability:.1%}", f"{result.mask.mean():.1%}", f"{x}, {y}", f"{result.milliseconds:.1f}"
+                result.source,
+                result.class_name,
+                f"{result.probability:.1%}",
+                f"{result.mask.mean():.1%}",
+                f"{x}, {y}",
+                f"{result.milliseconds:.1f}",
             )
         console.print(table)
         if done > len(shown):

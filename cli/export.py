@@ -14,15 +14,27 @@ __all__ = ["export"]
 
 
 @click.command()
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), metavar="DIR", help="What saccade train wrote.")
+@click.option(
+    "--checkpoint", required=True, type=click.Path(path_type=Path), metavar="DIR", help="What saccade train wrote."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="BUNDLE", help="Folder of the bundle.")
-@click.option("--any-size", is_flag=True, help="Resize inside the graph, so that it takes images of any size (ONNX Runtime only).")
-@click.option("--data", metavar="DIR|scenes", help="Images for the parity gate, at least 16. [default: kept with the checkpoint]")
+@click.option(
+    "--any-size", is_flag=True, help="Resize inside the graph, so that it takes images of any size (ONNX Runtime only)."
+)
+@click.option(
+    "--data", metavar="DIR|scenes", help="Images for the parity gate, at least 16. [default: kept with the checkpoint]"
+)
 @click.option("--model", "spec", metavar="SPEC", help="Where the classifier is now, if it has moved.")
 @click.option("--weights", metavar="FILE", help="Where its weights are now, if they have moved.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 def export(
-    checkpoint: Path, out: Path, any_size: bool, data: str | None, spec: str | None, weights: str | None, overwrite: bool
+    checkpoint: Path,
+    out: Path,
+    any_size: bool,
+    data: str | None,
+    spec: str | None,
+    weights: str | None,
+    overwrite: bool,
 ) -> None:
     """Compile classifier, explainer and preprocessing into one verified ONNX graph.
 
@@ -50,7 +62,9 @@ def export(
         if images is None:
             images = sample_images(data or record.data, record.image_spec)
         explainer, record = load_checkpoint(checkpoint, spec=resolve_model(spec) if spec else None, weights=weights)
-        bundle = export_ltx(explainer, record, images, out, any_size=any_size, overwrite=overwrite, on_stage=status.update)
+        bundle = export_ltx(
+            explainer, record, images, out, any_size=any_size, overwrite=overwrite, on_stage=status.update
+        )
     _print(bundle.manifest.parity, out, sum(entry.bytes for entry in bundle.manifest.files.values()))
 
 
@@ -58,7 +72,12 @@ def _print(report: ParityReport, out: Path, size: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Parity with PyTorch on {report.images} images, batches {', '.join(map(str, report.batches))}", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"Parity with PyTorch on {report.images} images, batches {', '.join(map(str, report.batches))}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for heading in ("worst image", "measured", "bar"):
         table.add_column(heading)
     table.add_row("mask, max |Δ|", f"{report.mask_max_abs:.1e}", f"≤ {report.mask_bar:.0e}")

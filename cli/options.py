@@ -37,13 +37,18 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
         "--threads", type=click.IntRange(1), metavar="N", help="Threads for one operator. [default: all cores]"
     )(function)
     function = click.option(
-        "--provider", "providers", multiple=True, metavar="NAME",
+        "--provider",
+        "providers",
+        multiple=True,
+        metavar="NAME",
         help="Execution provider, such as cpu or cuda; repeat for a priority order. [default: cpu]",
     )(function)
-    return click.option("--engine", default="onnx", show_default=True, metavar="NAME", help="Engine that runs the bundle.")(function)
+    return click.option(
+        "--engine", default="onnx", show_default=True, metavar="NAME", help="Engine that runs the bundle."
+    )(function)
 
 
-class BatchSizes(click.ParamType):
+class BatchSizes(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
     """Batch sizes as ``1,8,32``."""
 
     name = "sizes"

@@ -63,14 +63,19 @@ class TrainingDisplay:
         titles, masks = answer
         shown = images[: len(masks)]
         if self.console.is_terminal:
-            strip = np.concatenate([_thumbnail(image, mask) for image, mask in zip(shown[:4], masks[:4], strict=True)], axis=1)
+            strip = np.concatenate(
+                [_thumbnail(image, mask) for image, mask in zip(shown[:4], masks[:4], strict=True)], axis=1
+            )
             self._preview = half_blocks(strip)
             self._live.update(self._rendered())
         tiles = []
         for title, image, mask in zip(titles, shown, masks, strict=True):
             large, large_mask = enlarge(image, mask)
             tiles.append(with_legend(draw_overlay(large, large_mask), title))
-        rows = [np.concatenate(tiles[start : start + 4], axis=1) for start in range(0, len(tiles) - len(tiles) % 4 or len(tiles), 4)]
+        rows = [
+            np.concatenate(tiles[start : start + 4], axis=1)
+            for start in range(0, len(tiles) - len(tiles) % 4 or len(tiles), 4)
+        ]
         rows = [row for row in rows if row.shape == rows[0].shape]
         self.out.mkdir(parents=True, exist_ok=True)
         partial = self.out / ".preview.png.partial"

@@ -16,7 +16,13 @@ def scenes() -> None:
 
 @scenes.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True, help="Which digits and photographs.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Which digits and photographs.",
+)
 @click.option("--count", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Number of scenes.")
 @click.option("--size", type=click.IntRange(32), default=96, show_default=True, metavar="PX", help="Height and width.")
 @click.option("--context", is_flag=True, help="Add a second patch whose texture goes with the class.")
@@ -40,6 +46,8 @@ def write(folder: Path, split: str, count: int, size: int, context: bool, seed: 
     from ..evaluate.scenes_folder import write_scenes
 
     source = SceneSource(split, SceneConfig(size=size, variant="context" if context else "digit", seed=seed))  # type: ignore[arg-type]
-    for _ in track(write_scenes(source, folder, count), "writing", total=count, console=Console(stderr=True), transient=True):
+    for _ in track(
+        write_scenes(source, folder, count), "writing", total=count, console=Console(stderr=True), transient=True
+    ):
         pass
     click.echo(f"{count} scenes in {folder}/images, their ground truth in {folder}/masks")

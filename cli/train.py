@@ -23,22 +23,108 @@ def train() -> None:
 
 
 @train.command()
-@click.option("--model", "spec", required=True, metavar="SPEC", help="torchvision:NAME, timm:NAME, hf:FOLDER, python:MODULE:FUNCTION or scenes:resnet.")
-@click.option("--weights", metavar="FILE", help="The classifier's weights: .safetensors, a .pth state dict, 'pretrained' or 'random'. [default: pretrained]")
-@click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE", help="Class names, one per line.")
-@click.option("--data", required=True, metavar="DIR|scenes", help="Training images, with sub-folders; labels are not needed. Or planted scenes.")
+@click.option(
+    "--model",
+    "spec",
+    required=True,
+    metavar="SPEC",
+    help="torchvision:NAME, timm:NAME, hf:FOLDER, python:MODULE:FUNCTION or scenes:resnet.",
+)
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="The classifier's weights: .safetensors, a .pth state dict, 'pretrained' or 'random'. [default: pretrained]",
+)
+@click.option(
+    "--classes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Class names, one per line.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="DIR|scenes",
+    help="Training images, with sub-folders; labels are not needed. Or planted scenes.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder of the checkpoint.")
-@click.option("--form", type=click.Choice(["shared", "own"]), default="shared", show_default=True, help="Decoder on the classifier's own features, or a trained copy of it (twice the cost).")
-@click.option("--layer", "layers", multiple=True, metavar="NAME", help="Feature maps to read, coarsest first; repeat. [default: found]")
+@click.option(
+    "--form",
+    type=click.Choice(["shared", "own"]),
+    default="shared",
+    show_default=True,
+    help="Decoder on the classifier's own features, or a trained copy of it (twice the cost).",
+)
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="NAME",
+    help="Feature maps to read, coarsest first; repeat. [default: found]",
+)
 @click.option("--steps", type=click.IntRange(1), default=600, show_default=True, metavar="N", help="Optimiser steps.")
-@click.option("--batch-size", type=click.IntRange(1), default=48, show_default=True, metavar="N", help="Images per step.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), metavar="R", help="Peak learning rate. [default: 3e-3 shared, 5e-4 own]")
-@click.option("--preserve", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="W", help="Weight: what is kept must be enough.")
-@click.option("--complement", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="W", help="Weight: without it the class must go.")
-@click.option("--area", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="W", help="Weight: the mask must be small.")
-@click.option("--area-form", type=click.Choice(["l1", "softplus"]), default="l1", show_default=True, help="Mean of the mask, or as published.")
-@click.option("--baseline", type=click.Choice(["mean", "black", "blur"]), default="mean", show_default=True, help="What replaces a removed pixel.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="bf16 is faster where the processor has it.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=48, show_default=True, metavar="N", help="Images per step."
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="R",
+    help="Peak learning rate. [default: 3e-3 shared, 5e-4 own]",
+)
+@click.option(
+    "--preserve",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="W",
+    help="Weight: what is kept must be enough.",
+)
+@click.option(
+    "--complement",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="W",
+    help="Weight: without it the class must go.",
+)
+@click.option(
+    "--area",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="W",
+    help="Weight: the mask must be small.",
+)
+@click.option(
+    "--area-form",
+    type=click.Choice(["l1", "softplus"]),
+    default="l1",
+    show_default=True,
+    help="Mean of the mask, or as published.",
+)
+@click.option(
+    "--spread",
+    type=click.FloatRange(min=0),
+    default=1.5,
+    show_default=True,
+    metavar="S",
+    help="Random shift of the mask's logits, so that its order is right too; 0 as published.",
+)
+@click.option(
+    "--baseline",
+    type=click.Choice(["mean", "black", "blur"]),
+    default="mean",
+    show_default=True,
+    help="What replaces a removed pixel.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 is faster where the processor has it.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of weights and data.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … [default: cuda where there is one]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
@@ -54,8 +140,9 @@ def ltx(
 ) -> None:
     """Learn to explain: train a network that emits the mask of any image in one pass (Barkan et al. 2023).
 
-    Needs images of the classifier's kind but no labels: the class explained is the one predicted. Checkpoints are written
-    every 100 steps; go on after an interruption with --resume. preview.png shows held-out masks while it trains.
+    Needs images of the classifier's kind but no labels: the class explained is the one predicted. Checkpoints are
+    written every 100 steps; go on after an interruption with --resume. preview.png shows held-out masks while it
+    trains.
 
     \b
     Examples:
@@ -76,7 +163,9 @@ def ltx(
     from .preview import TrainingDisplay
 
     config = LTXConfig(**settings)  # type: ignore[arg-type]  # click has checked the types
-    names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()] if classes else None
+    names = (
+        [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()] if classes else None
+    )
     explainee = load_explainee(resolve_model(spec), weights, class_names=names)
     explainee.model.to(_device(device))
     stream = image_stream(data, explainee.image_spec, config.batch_size, config.seed)
@@ -91,7 +180,15 @@ def ltx(
             if report.step % PREVIEW_EVERY == 0 or report.step == config.steps:
                 display.masks(samples, _masks(explainer, samples))
 
-        train_ltx(explainee, stream, config, out, data=data if data == SCENES else str(Path(data).resolve()), resume=resume, on_step=on_step)
+        train_ltx(
+            explainee,
+            stream,
+            config,
+            out,
+            data=data if data == SCENES else str(Path(data).resolve()),
+            resume=resume,
+            on_step=on_step,
+        )
     click.echo(f"Checkpoint in {out}. Next:\n  saccade export --checkpoint {out} --out bundle")
 
 
@@ -113,5 +210,7 @@ def _device(name: str | None) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"the device '{name}' is not usable here: {str(error).splitlines()[0]}; see: saccade doctor") from None
+        raise UsageError(
+            f"the device '{name}' is not usable here: {str(error).splitlines()[0]}; see: saccade doctor"
+        ) from None
     return name

@@ -19,8 +19,8 @@ __all__ = ["verify"]
 def verify(bundle: Path, engine: str, providers: tuple[str, ...], threads: int | None, as_json: bool) -> int:
     """Prove again that a bundle explains what the original explains; needs no PyTorch.
 
-    Checks the files' hashes, PyTorch's own answers kept in the bundle, that two runs and any batch give the same, and that the
-    mask depends on the image. Exit code 1 if a check fails.
+    Checks the files' hashes, PyTorch's own answers kept in the bundle, that two runs and any batch give the same, and
+    that the mask depends on the image. Exit code 1 if a check fails.
 
     \b
     Example:
@@ -36,7 +36,9 @@ def verify(bundle: Path, engine: str, providers: tuple[str, ...], threads: int |
     checks = [hashes, *verify_engine(running)]
     passed = all(check.passed for check in checks)
     if as_json:
-        click.echo(json.dumps({"bundle": str(bundle), "passed": passed, "checks": [vars(check) for check in checks]}, indent=2))
+        click.echo(
+            json.dumps({"bundle": str(bundle), "passed": passed, "checks": [vars(check) for check in checks]}, indent=2)
+        )
     else:
         _print(opened.manifest.name, checks, passed)
     return 0 if passed else 1
@@ -50,7 +52,13 @@ def _print(name: str, checks: list, passed: bool) -> None:  # type: ignore[type-
     for heading in ("check", "measured", "bar", ""):
         table.add_column(heading)
     for check in checks:
-        table.add_row(check.name, check.measured, check.bar, "[green]pass[/green]" if check.passed else "[red]FAIL[/red]")
+        table.add_row(
+            check.name, check.measured, check.bar, "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
+        )
     console = Console()
     console.print(table)
-    console.print("[green]The bundle is what was proven at its export.[/green]" if passed else "[red]The bundle does not pass; export it again.[/red]")
+    console.print(
+        "[green]The bundle is what was proven at its export.[/green]"
+        if passed
+        else "[red]The bundle does not pass; export it again.[/red]"
+    )

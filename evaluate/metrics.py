@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..contracts import Floats, Uint8
 from ..errors import UsageError
 
-__all__ = ["Curves", "Predict", "box_hits", "inside_outside", "insertion_deletion"]
+__all__ = ["Curves", "Predict", "box_hits", "insertion_deletion", "inside_outside"]
 
 Predict = Callable[[Uint8], Floats]
 """From images uint8 (N, H, W, 3) to probabilities (N, K)."""
@@ -57,8 +57,8 @@ def insertion_deletion(
     steps: int = 16,
     batch_size: int = 64,
 ) -> Curves:
-    """Insertion and deletion (Petsiuk et al. 2018, RISE): reveal pixels of a plain canvas, or remove pixels of the image, most
-    important first, and watch the target class.
+    """Insertion and deletion (Petsiuk et al. 2018, RISE): reveal pixels of a plain canvas, or remove pixels of the
+    image, most important first, and watch the target class.
 
     Args:
         predict: the classifier.
@@ -90,7 +90,10 @@ def insertion_deletion(
         top = rank.reshape(1, height, width, 1) < np.round(fractions * order.size).astype(np.int64)[:, None, None, None]
         copies = np.concatenate([np.where(top, images[index], colour), np.where(top, colour, images[index])])
         scores = np.concatenate(
-            [predict(copies[start : start + batch_size])[:, target[index]] for start in range(0, len(copies), batch_size)]
+            [
+                predict(copies[start : start + batch_size])[:, target[index]]
+                for start in range(0, len(copies), batch_size)
+            ]
         )
         insertion[index], deletion[index] = scores[: steps + 1], scores[steps + 1 :]
     return Curves(fractions, insertion, deletion)

@@ -81,8 +81,8 @@ def load_photograph(name: str) -> NDArray[np.uint8]:
 def load_material(split: Split) -> Material:
     """The photographs and digits of one split.
 
-    Digits are dealt by their index in scikit-learn's order, in blocks of ten, so that every split has all writers' styles
-    and no digit image occurs twice: of ten blocks seven go to train, one to val, two to test.
+    Digits are dealt by their index in scikit-learn's order, in blocks of ten, so that every split has all writers'
+    styles and no digit image occurs twice: of ten blocks seven go to train, one to val, two to test.
     """
     datasets = require("sklearn.datasets", extra="scenes", purpose=_PURPOSE)
     bunch = datasets.load_digits()

@@ -79,7 +79,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Scenes stacked: images uint8 (N, H, W, 3), labels int64 (N,), evidence and context bool (N, H, W), boxes int64 (N, 4)."""
+    """Scenes stacked: images uint8 (N, H, W, 3), labels int64 (N,), evidence and context bool (N, H, W), boxes int64
+    (N, 4).
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -150,20 +152,20 @@ def _compose(rng: np.random.Generator, material: Material, config: SceneConfig) 
     pick = int(rng.integers(len(material.labels)))
     label = int(material.labels[pick])
 
-    shape = _digit_alpha(rng, material.digits[pick], int(round(rng.uniform(24, 48) * size / 96)))
+    shape = _digit_alpha(rng, material.digits[pick], round(rng.uniform(24, 48) * size / 96))
     digit_box = _place(rng, shape.shape, size, [])
     taken = [digit_box]
 
     context = np.zeros((size, size), dtype=np.bool_)
     texture = None
     if config.variant == "context":
-        side = int(round(rng.uniform(26, 34) * size / 96))
+        side = round(rng.uniform(26, 34) * size / 96)
         box = _place(rng, (side, side), size, taken)
         taken.append(box)
         texture = (box, _class_texture(rng, label, side))
 
     for _ in range(int(rng.integers(1, config.distractors + 1)) if config.distractors else 0):
-        side = int(round(rng.uniform(14, 30) * size / 96))
+        side = round(rng.uniform(14, 30) * size / 96)
         patch, alpha = _distractor(rng, material, side)
         box = _place(rng, alpha.shape[:2], size, taken)
         _paste(canvas, box, patch, alpha)
@@ -201,7 +203,9 @@ def _background(rng: np.random.Generator, photographs: Sequence[NDArray[np.uint8
 
 
 def _digit_alpha(rng: np.random.Generator, digit: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """The digit's coverage in [0, 1]: up-sampled smoothly to ``side`` pixels, turned by up to 12 degrees, edges sharpened."""
+    """The digit's coverage in [0, 1]: up-sampled smoothly to ``side`` pixels, turned by up to 12 degrees, edges
+    sharpened.
+    """
     padded = Image.fromarray(np.pad(digit, 2))
     turned = padded.resize((side * 12 // 8,) * 2, Image.Resampling.BICUBIC).rotate(
         float(rng.uniform(-12, 12)), Image.Resampling.BICUBIC
@@ -211,14 +215,14 @@ def _digit_alpha(rng: np.random.Generator, digit: NDArray[np.float32], side: int
     return alpha[_slices(_bounds(alpha > 0.02))]
 
 
-def _contrasting_colour(
-    rng: np.random.Generator, under: NDArray[np.float32], contrast: float
-) -> NDArray[np.float32]:
-    """The first of 24 random colours whose luminance stands out from 85 % of what lies under the digit, else the best."""
+def _contrasting_colour(rng: np.random.Generator, under: NDArray[np.float32], contrast: float) -> NDArray[np.float32]:
+    """The first of 24 random colours whose luminance stands out from 85 % of what lies under the digit, else the
+    best.
+    """
     luminance = (under @ _LUMINANCE).reshape(-1)
     colours = rng.uniform(0, 1, (24, 3)).astype(np.float32)
     colours[-2:] = [[0.02] * 3, [0.98] * 3]
-    visible = (np.abs((colours @ _LUMINANCE)[:, None] - luminance) >= contrast).mean(1)
+    visible: NDArray[np.float64] = (np.abs((colours @ _LUMINANCE)[:, None] - luminance) >= contrast).mean(1)
     fits = np.flatnonzero(visible >= 0.85)
     return np.asarray(colours[fits[0] if fits.size else int(visible.argmax())])
 
@@ -227,7 +231,8 @@ def _shading(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.flo
     """A slight linear change of brightness across the digit, as light would make it."""
     y, x = np.mgrid[-0.5 : 0.5 : shape[0] * 1j, -0.5 : 0.5 : shape[1] * 1j]
     angle = rng.uniform(0, 2 * np.pi)
-    return (1 + 0.16 * (np.cos(angle) * x + np.sin(angle) * y))[..., None].astype(np.float32)
+    shade: NDArray[np.float32] = (1 + 0.16 * (np.cos(angle) * x + np.sin(angle) * y)).astype(np.float32)
+    return shade[..., None]
 
 
 def _distractor(
@@ -243,10 +248,10 @@ def _distractor(
     return np.broadcast_to(colour, (*strokes.shape[:2], 3)), strokes
 
 
-def _class_texture(
-    rng: np.random.Generator, label: int, side: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A disc of stripes: the class sets direction (five of them) and width (two of them); phase and colours are free."""
+def _class_texture(rng: np.random.Generator, label: int, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A disc of stripes: the class sets direction (five of them) and width (two of them); phase and colours are
+    free.
+    """
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) - (side - 1) / 2
     angle = np.pi * (label % 5) / 5
     period = side / (3.0 if label < 5 else 6.0)

@@ -55,6 +55,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps to maps; the stride divides height and width."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -76,6 +77,7 @@ class ScenesResNet(nn.Module):
         self.fc = nn.Linear(c, len(CLASS_NAMES))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised images to logits."""
         features = self.stage3(self.stage2(self.stage1(self.stem(x))))
         logits: Tensor = self.fc(self.pool(features).flatten(1))
         return logits
@@ -94,6 +96,7 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, T, D) to tokens of the same shape."""
         n, t, d = tokens.shape
         q, k, v = self.qkv(self.norm1(tokens)).reshape(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d)
@@ -122,6 +125,7 @@ class ScenesViT(nn.Module):
         self.head = nn.Linear(width, len(CLASS_NAMES))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised images to logits."""
         patches = self.stem(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1) + self.position
         logits: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])

@@ -90,7 +90,9 @@ def train(model: nn.Module, recipe: dict[str, float], seed: int, teacher: nn.Mod
         schedule.step()
         average.update_parameters(model)
         if step % 200 == 199:
-            print(f"step {step + 1}: loss {float(loss):.3f}, batch accuracy {accuracy_of(logits, labels):.3f}", flush=True)
+            print(
+                f"step {step + 1}: loss {float(loss):.3f}, batch accuracy {accuracy_of(logits, labels):.3f}", flush=True
+            )
     return average.module.eval()
 
 

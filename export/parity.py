@@ -53,7 +53,9 @@ def measure_parity(
         UsageError: fewer than 16 images.
     """
     if len(images) < MIN_IMAGES:
-        raise UsageError(f"the parity gate needs at least {MIN_IMAGES} images and got {len(images)}; give more with --data")
+        raise UsageError(
+            f"the parity gate needs at least {MIN_IMAGES} images and got {len(images)}; give more with --data"
+        )
     runs = [_run(engine, images, batch) for batch in batches]
     reference = runs[0]
     again = _run(engine, images, batches[0])
@@ -73,7 +75,8 @@ def measure_parity(
         probabilities_max_abs=max(float(max_abs(run.probabilities, original.probabilities).max()) for run in runs),
         targets_equal=all(np.array_equal(run.target, original.target) for run in runs),
         batch_max_abs=max(float(max_abs(run.mask, reference.mask).max()) for run in runs),
-        deterministic=np.array_equal(again.mask, reference.mask) and np.array_equal(again.probabilities, reference.probabilities),
+        deterministic=np.array_equal(again.mask, reference.mask)
+        and np.array_equal(again.probabilities, reference.probabilities),
         input_dependence=float(np.median(change_between(reference.mask))),
         target_dependence=target_dependence,
     )
@@ -85,11 +88,15 @@ def failures(report: ParityReport) -> list[str]:
     if not report.mask_max_abs <= report.mask_bar:
         found.append(f"masks differ from PyTorch's by up to {report.mask_max_abs:.1e} (allowed {report.mask_bar:.0e})")
     if not report.probabilities_max_abs <= report.probabilities_bar:
-        found.append(f"probabilities differ by up to {report.probabilities_max_abs:.1e} (allowed {report.probabilities_bar:.0e})")
+        found.append(
+            f"probabilities differ by up to {report.probabilities_max_abs:.1e} (allowed {report.probabilities_bar:.0e})"
+        )
     if not report.targets_equal:
         found.append("another class is explained than in PyTorch")
     if not report.batch_max_abs <= BATCH_BAR:
-        found.append(f"an image's mask depends on its batch, by up to {report.batch_max_abs:.1e} (allowed {BATCH_BAR:.0e})")
+        found.append(
+            f"an image's mask depends on its batch, by up to {report.batch_max_abs:.1e} (allowed {BATCH_BAR:.0e})"
+        )
     if not report.deterministic:
         found.append("two runs of the same images differ")
     if not report.input_dependence >= INPUT_DEPENDENCE_BAR:
@@ -109,7 +116,9 @@ def require_parity(report: ParityReport) -> None:
         ParityError: with everything that failed.
     """
     if found := failures(report):
-        raise ParityError("the exported graph did not pass the parity gate, so no bundle was written: " + "; ".join(found))
+        raise ParityError(
+            "the exported graph did not pass the parity gate, so no bundle was written: " + "; ".join(found)
+        )
 
 
 def _run(engine: Engine, images: Uint8, batch: int) -> Explanation:

@@ -1,10 +1,13 @@
 """The cut and the antialiased resize as ONNX operators, in front of a graph that takes images of the model's size.
 
-The rule is `ImageSpec.box` and Pillow's filters: `Resize` with ``antialias=1`` is defined after Pillow's, so the graph gives the
-pixels that Pillow gives to within one grey level. ONNX Runtime has this operator; TensorRT refuses it.
+The rule is `ImageSpec.box` and Pillow's filters: `Resize` with ``antialias=1`` is defined after Pillow's, so the
+graph gives the pixels that Pillow gives to within one grey level. ONNX Runtime has this operator; TensorRT refuses it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +27,7 @@ def prepend_resize(model: onnx.ModelProto, spec: ImageSpec) -> onnx.ModelProto:
         constants.append(numpy_helper.from_array(value, f"resize/{name}"))
         return f"resize/{name}"
 
-    def node(operator: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def node(operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
         output = f"resize/{name}"
         nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
@@ -64,9 +67,8 @@ def prepend_resize(model: onnx.ModelProto, spec: ImageSpec) -> onnx.ModelProto:
     return combined
 
 
-def _centre_box(source: str, spec: ImageSpec, constant: object, node: object) -> str:
+def _centre_box(source: str, spec: ImageSpec, constant: Callable[..., str], node: Callable[..., str]) -> str:
     """Cut the centred box of `ImageSpec.box`, in whole pixels, for a height and width known only when it runs."""
-    assert callable(constant) and callable(node)
     size = constant("crop_size", np.array(spec.size, dtype=np.float64))
     whole = node("Shape", [source], "whole", start=2, end=4)
     whole_float = node("Cast", [whole], "whole_float", to=TensorProto.DOUBLE)
@@ -75,9 +77,11 @@ def _centre_box(source: str, spec: ImageSpec, constant: object, node: object) ->
     scale = node("Mul", [smallest, constant("crop", np.array([spec.crop], dtype=np.float64))], "scale")
     wanted = node("Add", [node("Mul", [size, scale], "scaled"), constant("half", np.array([0.5]))], "wanted")
     wanted_int = node("Cast", [node("Floor", [wanted], "floor")], "wanted_int", to=TensorProto.INT64)
-    bounded = node("Min", [node("Max", [wanted_int, constant("one", np.array([1], dtype=np.int64))], "positive"), whole], "box")
+    bounded = node(
+        "Min", [node("Max", [wanted_int, constant("one", np.array([1], dtype=np.int64))], "positive"), whole], "box"
+    )
     margin = node("Sub", [whole, bounded], "margin")
     begin = node("Div", [margin, constant("two", np.array([2], dtype=np.int64))], "begin")
     end = node("Add", [begin, bounded], "end")
     axes = constant("axes", np.array([2, 3], dtype=np.int64))
-    return str(node("Slice", [source, begin, end, axes], "cut"))
+    return node("Slice", [source, begin, end, axes], "cut")

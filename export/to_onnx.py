@@ -33,7 +33,8 @@ def export_onnx(module: nn.Module, spec: ImageSpec, path: Path, *, any_size: boo
         module: maps uint8 (N, H, W, 3) and int64 (N,) to probabilities, target class and mask.
         spec: the model's input; its size goes into the graph.
         path: where the file goes.
-        any_size: put the cut and the antialiased resize into the graph, so that it takes images of any height and width.
+        any_size: put the cut and the antialiased resize into the graph, so that it takes images of any height and
+            width.
 
     Raises:
         ModelError: the model cannot be traced; the message says where.
@@ -57,6 +58,7 @@ def export_onnx(module: nn.Module, spec: ImageSpec, path: Path, *, any_size: boo
             )
     except Exception as error:  # whatever tracing a user's model may raise
         raise ModelError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
+    assert program is not None, "the exporter gives a program whenever it does not raise"
     model = program.model_proto
     if any_size:
         model = prepend_resize(model, spec)

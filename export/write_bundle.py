@@ -60,7 +60,8 @@ def export_ltx(
     Args:
         explainer: the trained explainer.
         record: its checkpoint's record.
-        images: uint8 (N ≥ 16, H, W, 3) at the model's size, of the user's own kind; the first eight become golden samples.
+        images: uint8 (N ≥ 16, H, W, 3) at the model's size, of the user's own kind; the first eight become golden
+            samples.
         out: folder of the bundle.
         any_size: resize inside the graph.
         overwrite: replace a bundle that is there.
@@ -73,13 +74,19 @@ def export_ltx(
     if out.exists() and not (overwrite and (out / MANIFEST_FILE).is_file()):
         raise OutputError(
             f"'{out}' exists already; "
-            + ("replace it with --overwrite, or choose another --out" if (out / MANIFEST_FILE).is_file() else "choose another --out")
+            + (
+                "replace it with --overwrite, or choose another --out"
+                if (out / MANIFEST_FILE).is_file()
+                else "choose another --out"
+            )
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise OutputError(f"cannot write into '{out.parent}': {error.strerror or error}; choose another --out") from None
+        raise OutputError(
+            f"cannot write into '{out.parent}': {error.strerror or error}; choose another --out"
+        ) from None
     try:
         with guest(explainer):
             manifest = _make(explainer, record, images, partial, any_size, on_stage)
@@ -97,7 +104,12 @@ def export_ltx(
 
 
 def _make(
-    explainer: LTXExplainer, record: CheckpointRecord, images: Uint8, folder: Path, any_size: bool, on_stage: Callable[[str], None]
+    explainer: LTXExplainer,
+    record: CheckpointRecord,
+    images: Uint8,
+    folder: Path,
+    any_size: bool,
+    on_stage: Callable[[str], None],
 ) -> Manifest:
     graph = ExplainerGraph(explainer).eval()
     on_stage("tracing and exporting the graph")
@@ -110,7 +122,8 @@ def _make(
     require_parity(report)
     _write_golden(folder / GOLDEN_FILE, images, original)
     files = {
-        name: FileEntry(sha256=file_sha256(folder / name), bytes=(folder / name).stat().st_size) for name in (GRAPH_FILE, GOLDEN_FILE)
+        name: FileEntry(sha256=file_sha256(folder / name), bytes=(folder / name).stat().st_size)
+        for name in (GRAPH_FILE, GOLDEN_FILE)
     }
     return _describe(record, original, any_size, report, files)
 
@@ -122,7 +135,12 @@ def _describe(
     return Manifest(
         name=f"{record.explainee} explained by LTX ({'shared trunk' if form == 'shared' else 'own backbone'})",
         method="ltx",
-        parameters={**asdict(record.config), "layers": list(record.layers), "trained_steps": record.step, "data": record.data},
+        parameters={
+            **asdict(record.config),
+            "layers": list(record.layers),
+            "trained_steps": record.step,
+            "data": record.data,
+        },
         class_specific=False,
         image=record.image_spec,
         any_size=any_size,

@@ -1,4 +1,6 @@
-"""The explainee: a trained classifier, loaded from a spec that a user can type, and never changed by being explained."""
+"""The explainee: a trained classifier, loaded from a spec that a user can type, and never changed by being
+explained.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import ImageSpec
-from ..errors import ModelError, require
-from .sources import SOURCES, Built
+from ..errors import ModelError, require, suggest
+from .sources import SOURCES, Built, LogitsOnly
 
 __all__ = ["Explainee", "guest", "load_explainee", "load_weights"]
 
@@ -62,10 +64,11 @@ def load_explainee(
 
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER_OR_NAME`` (transformers) or ``python:MODULE:FUNCTION`` (a
-            function without arguments that returns the module; its attributes ``image_spec`` and ``class_names`` are used
-            where they exist).
-        weights: a ``.safetensors`` file, or a ``.pth``/``.pt``/``.bin`` state dict (read with ``weights_only=True``: a pickle
-            is never executed); ``"pretrained"`` for the library's own; ``"random"`` for none. Default: pretrained.
+            function without arguments that returns the module; its attributes ``image_spec`` and ``class_names`` are
+            used where they exist).
+        weights: a ``.safetensors`` file, or a ``.pth``/``.pt``/``.bin`` state dict (read with ``weights_only=True``:
+            a pickle is never executed); ``"pretrained"`` for the library's own; ``"random"`` for none. Default:
+            pretrained.
         class_names: replaces the model's names; their number is the number of classes that the model is built with.
         image_size: replaces the model's own (height, width).
 
@@ -76,7 +79,8 @@ def load_explainee(
     family, _, name = spec.partition(":")
     if family not in SOURCES or not name:
         raise ModelError(
-            f"'{spec}' is not a model spec; write torchvision:resnet50, timm:resnet50, hf:./folder or python:my_package.models:build"
+            f"'{spec}' is not a model spec; write torchvision:resnet50, timm:resnet50, hf:./folder "
+            "or python:my_package.models:build"
         )
     choice = PRETRAINED if weights is None else str(weights)
     file = None if choice in (PRETRAINED, RANDOM) else Path(choice)
@@ -86,7 +90,7 @@ def load_explainee(
     built = build(name, pretrained=choice == PRETRAINED, classes=len(class_names) if class_names else None)
     model = built.model.eval()
     if file is not None:
-        load_weights(model, file)
+        load_weights(model.model if isinstance(model, LogitsOnly) else model, file)
     _refuse_nan(model, spec)
 
     image_spec = replace(built.image_spec, size=image_size) if image_size else built.image_spec
@@ -151,7 +155,7 @@ def fingerprint(model: nn.Module) -> str:
 def build_python(name: str, *, pretrained: bool, classes: int | None) -> Built:
     """``python:MODULE:FUNCTION``, looked up from the working directory too."""
     module_name, _, function = name.partition(":")
-    if not function:
+    if not module_name or not function:
         raise ModelError(f"'python:{name}' does not name a function; write python:my_package.models:build")
     here = os.getcwd()
     added = here not in sys.path
@@ -160,14 +164,16 @@ def build_python(name: str, *, pretrained: bool, classes: int | None) -> Built:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ModelError(f"cannot import '{module_name}' of 'python:{name}': {error}; run from its folder or install it") from None
+        raise ModelError(
+            f"cannot import '{module_name}' of 'python:{name}': {error}; run from its folder or install it"
+        ) from None
     finally:
         if added:
             sys.path.remove(here)
     builder = getattr(module, function, None)
     if not callable(builder):
         offered = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ModelError(f"'{module_name}' has no function '{function}'; it has: {_some(sorted(offered))}")
+        raise ModelError(f"'{module_name}' has no function '{function}'; {suggest(function, sorted(offered))}")
     model = builder(pretrained=False) if not pretrained and _takes_pretrained(builder) else builder()
     if not isinstance(model, nn.Module):
         raise ModelError(f"'python:{name}' returned {type(model).__name__}, not a torch.nn.Module")
@@ -184,26 +190,38 @@ def _takes_pretrained(builder: Callable[..., Any]) -> bool:
 
 
 def _read_state(file: Path) -> Mapping[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
     try:
-        if file.suffix == ".safetensors":
-            safetensors = require("safetensors.torch", extra="train", purpose="reading .safetensors weights")
-            return dict(safetensors.load_file(file))
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise ModelError(f"cannot read the weights '{file}': {str(error).splitlines()[0]}") from None
-    except Exception as error:  # pickle's and safetensors' own exceptions
+        raise ModelError(f"cannot read the weights '{file}': {_first_line(error)}; is the file complete?") from None
+    except Exception as error:  # pickle's own exceptions, and what it meets in a file of another kind
         raise ModelError(
-            f"'{file}' is not a plain state dict ({type(error).__name__}); it may hold Python objects, which are never executed: "
+            f"'{file}' is not a plain state dict ({type(error).__name__}); "
+            "it may hold Python objects, which are never executed: "
             "save model.state_dict() with torch.save, or better as .safetensors"
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_entry, state.items())):
         raise ModelError(f"'{file}' does not hold a state dict (names to tensors); save model.state_dict()")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
+
+
+def _read_safetensors(file: Path) -> Mapping[str, Tensor]:
+    safetensors = require("safetensors.torch", extra="train", purpose="reading .safetensors weights")
+    try:
+        return dict(safetensors.load_file(file))
+    except Exception as error:  # OSError, and the library's own
+        raise ModelError(f"cannot read the weights '{file}': {_first_line(error)}; is the file complete?") from None
+
+
+def _is_entry(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _refuse_nan(model: nn.Module, spec: str) -> None:
@@ -219,12 +237,16 @@ def _count_classes(model: nn.Module, image_spec: ImageSpec, spec: str) -> int:
     except Exception as error:  # anything a user's model may raise
         raise ModelError(
             f"{spec} fails on one image of {image_spec.size[0]}×{image_spec.size[1]} pixels: "
-            f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}; is --image-size right?"
+            f"{type(error).__name__}: {_first_line(error)}; is --image-size right?"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"{spec} must give logits of shape (N, K) with K ≥ 2, not {got}")
     return int(logits.shape[1])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _some(items: Sequence[str], count: int = 3) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..contracts import ImageSpec
 from ..errors import ModelError, suggest
 
-__all__ = ["FeatureShape", "capture", "default_layers", "feature_shapes"]
+__all__ = ["FeatureShape", "capture", "default_layers", "device_of", "feature_shapes"]
 
 FeatureShape = tuple[int, int, int]  # channels, height, width
 
@@ -27,7 +27,7 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
     known = dict(model.named_modules())
     maps: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
             maps[name] = output
 
@@ -38,7 +38,7 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
         for name in layers:
             if name not in known or not name:
                 raise ModelError(f"the model has no layer '{name}'; {suggest(name, [key for key in known if key])}")
-            handles.append(known[name].register_forward_hook(keep(name)))  # type: ignore[arg-type]
+            handles.append(known[name].register_forward_hook(keep(name)))
         yield maps
     finally:
         for handle in handles:
@@ -46,14 +46,15 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
 
 
 def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> tuple[str, ...]:
-    """The layers whose feature maps say most about *where*: those of the coarsest resolution before global pooling, and above
-    it those of the next finer ones; of the layers of one resolution the outermost, and of these the last.
+    """The layers whose feature maps say most about *where*: those of the coarsest resolution before global pooling,
+    and above it those of the next finer ones; of the layers of one resolution the outermost, and of these the last.
 
     Returns:
         Names, coarsest first; fewer than `levels` where the model has no more resolutions.
 
     Raises:
-        ModelError: the model has no feature maps (N, C, h, w) with more than one position, as a transformer without them.
+        ModelError: the model has no feature maps (N, C, h, w) with more than one position, as a transformer without
+            them.
     """
     chosen: list[str] = []
     finest = 0
@@ -63,25 +64,31 @@ def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> 
             break
         if min(height, width) > 1 and height * width > finest:
             finest = height * width
-            same = [(name.count("."), -place, name) for place, (name, shape) in enumerate(maps) if shape[1:] == (height, width)]
+            same = [
+                (name.count("."), -place, name)
+                for place, (name, shape) in enumerate(maps)
+                if shape[1:] == (height, width)
+            ]
             chosen.append(min(same)[2])
     if not chosen:
-        raise ModelError("the model has no feature maps of shape (N, C, h, w) before its head; name a layer with --layer")
+        raise ModelError(
+            "the model has no feature maps of shape (N, C, h, w) before its head; name a layer with --layer"
+        )
     return tuple(chosen)
 
 
 def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> list[tuple[str, FeatureShape]]:
     """Every module that gives a feature map, in the order in which they finish.
 
-    A module that runs twice is left out, since a hook cannot tell its outputs apart; so are outputs whose axes are in another
-    order, which shows in a shape that is not the image's.
+    A module that runs twice is left out, since a hook cannot tell its outputs apart; so are outputs whose axes are in
+    another order, which shows in a shape that is not the image's.
     """
     maps: list[tuple[str, FeatureShape]] = []
     calls: Counter[str] = Counter()
     image_height, image_width = image_spec.size
 
     def note(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(_: nn.Module, __: object, output: object) -> None:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             calls[name] += 1
             if isinstance(output, Tensor) and output.ndim == 4:
                 _, channels, height, width = (int(length) for length in output.shape)
@@ -93,7 +100,7 @@ def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> list[tuple[str, Fe
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 3, *image_spec.size))
+            model(torch.zeros(1, 3, *image_spec.size, device=device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
@@ -103,11 +110,18 @@ def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> list[tuple[str, Fe
 def feature_shapes(model: nn.Module, layers: Sequence[str], image_spec: ImageSpec) -> list[FeatureShape]:
     """Channels, height and width of the layers' feature maps, in the order of the layers."""
     with torch.no_grad(), capture(model, layers) as maps:
-        model(torch.zeros(1, 3, *image_spec.size))
+        model(torch.zeros(1, 3, *image_spec.size, device=device_of(model)))
     shapes = []
     for name in layers:
         output = maps.get(name)
         if not isinstance(output, Tensor) or output.ndim != 4:
-            raise ModelError(f"the layer '{name}' does not give feature maps of shape (N, C, h, w); choose another with --layer")
+            raise ModelError(
+                f"the layer '{name}' does not give feature maps of shape (N, C, h, w); choose another with --layer"
+            )
         shapes.append((int(output.shape[1]), int(output.shape[2]), int(output.shape[3])))
     return shapes
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights lie."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -1,6 +1,7 @@
 """Perturbation of images by masks, and the baselines that replace what a mask does not keep.
 
-Images here are float (N, 3, H, W) with values in [0, 1], before normalisation; masks are (N, 1, H, W), 1 keeps the pixel.
+Images here are float (N, 3, H, W) with values in [0, 1], before normalisation; masks are (N, 1, H, W), 1 keeps the
+pixel.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 def perturb(images: Tensor, mask: Tensor, baseline: Tensor) -> Tensor:
     """``mask · images + (1 − mask) · baseline``; pass ``1 − mask`` to remove what the mask keeps."""
-    return baseline + mask * (images - baseline)
+    return mask * images + (1 - mask) * baseline  # in this form exact at 0 and 1
 
 
 def make_baseline(images: Tensor, kind: Baseline, mean: Sequence[float]) -> Tensor:
-    """What replaces a removed pixel: black (as published for LTX), the mean colour of the training data, or the blurred image.
+    """What replaces a removed pixel: black (as published for LTX), the mean colour of the training data, or the
+    blurred image.
 
     Args:
         images: (N, 3, H, W) in [0, 1].

@@ -55,6 +55,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             fan_in = module.weight[0].numel()
             with torch.no_grad():
                 module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.1, generator=generator)
     return model.eval()
 
 

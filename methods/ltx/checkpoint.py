@@ -6,8 +6,8 @@
     history.jsonl           one line per step: losses, area, learning rate
     training_state.pt       optimiser and step, to resume
 
-Every file is written under a temporary name and renamed; `training_state.pt` is complete in itself, so an interruption
-between two files costs nothing.
+Every file is written under a temporary name and renamed; `checkpoint.json` is the first and
+`training_state.pt` needs no other than it, so an interruption between two files costs nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ class CheckpointRecord:
 
 
 def save_checkpoint(
-    folder: Path, explainer: LTXExplainer, record: CheckpointRecord, state: Mapping[str, Any], history: Sequence[Mapping[str, float]]
+    folder: Path,
+    explainer: LTXExplainer,
+    record: CheckpointRecord,
+    state: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
 ) -> None:
     """Write a checkpoint.
 
@@ -81,10 +85,12 @@ def save_checkpoint(
     weights = {name: value.detach().cpu().contiguous() for name, value in explainer.network.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / RECORD_FILE, lambda path: path.write_text(json.dumps(asdict(record), indent=2) + "\n"))
         _replace(folder / STATE_FILE, lambda path: torch.save(dict(state), path))
         _replace(folder / WEIGHTS_FILE, lambda path: safetensors.save_file(weights, path))
-        _replace(folder / HISTORY_FILE, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in history)))
-        _replace(folder / RECORD_FILE, lambda path: path.write_text(json.dumps(asdict(record), indent=2) + "\n"))
+        _replace(
+            folder / HISTORY_FILE, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in history))
+        )
     except (OSError, RuntimeError) as error:
         raise OutputError(f"cannot write the checkpoint '{folder}': {str(error).splitlines()[0]}") from None
 
@@ -115,13 +121,20 @@ def read_record(folder: Path) -> CheckpointRecord:
     """
     path = folder / RECORD_FILE
     if not path.is_file():
-        raise ModelError(f"'{folder}' is not a checkpoint: it has no {RECORD_FILE}; make one with: saccade train ltx --out {folder}")
+        raise ModelError(
+            f"'{folder}' is not a checkpoint: it has no {RECORD_FILE}; make one with: saccade train ltx --out {folder}"
+        )
     try:
         stored = json.loads(path.read_text())
         if stored["format"] > FORMAT:
-            raise ModelError(f"the checkpoint '{folder}' has format {stored['format']} and this Saccade reads up to {FORMAT}; upgrade it")
+            raise ModelError(
+                f"the checkpoint '{folder}' has format {stored['format']} "
+                f"and this Saccade reads up to {FORMAT}; upgrade it"
+            )
         config = dict(stored["config"], layers=tuple(stored["config"]["layers"]))
-        spec = {key: tuple(value) if isinstance(value, list) else value for key, value in stored["image_spec"].items()}
+        spec: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in stored["image_spec"].items()
+        }
         return CheckpointRecord(
             **{
                 **stored,
@@ -131,11 +144,15 @@ def read_record(folder: Path) -> CheckpointRecord:
                 "class_names": tuple(stored["class_names"]),
             }
         )
-    except (ValueError, KeyError, TypeError, UsageError) as error:
-        raise ModelError(f"the checkpoint '{path}' is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        raise ModelError(
+            f"the checkpoint '{path}' is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
 
 
-def load_checkpoint(folder: Path, *, spec: str | None = None, weights: str | None = None) -> tuple[LTXExplainer, CheckpointRecord]:
+def load_checkpoint(
+    folder: Path, *, spec: str | None = None, weights: str | None = None
+) -> tuple[LTXExplainer, CheckpointRecord]:
     """Load a checkpoint and its explainee.
 
     Args:
@@ -148,15 +165,20 @@ def load_checkpoint(folder: Path, *, spec: str | None = None, weights: str | Non
     """
     record = read_record(folder)
     explainee: Explainee = load_explainee(
-        spec or record.explainee, weights or record.weights, class_names=_given_names(record), image_size=record.image_spec.size
+        spec or record.explainee,
+        weights or record.weights,
+        class_names=_given_names(record),
+        image_size=record.image_spec.size,
     )
     if explainee.fingerprint != record.fingerprint:
         raise ModelError(
             f"the explainee {explainee.spec} ({explainee.weights}) is not the one that '{folder}' was trained for: "
-            f"its weights have fingerprint {explainee.fingerprint[:12]}…, the checkpoint expects {record.fingerprint[:12]}…; "
+            f"its weights have fingerprint {explainee.fingerprint[:12]}…, "
+            f"the checkpoint expects {record.fingerprint[:12]}…; "
             "give the right file with --weights"
         )
-    explainer = build_ltx(replace(explainee, image_spec=record.image_spec), replace(record.config, layers=record.layers))
+    explainee = replace(explainee, image_spec=record.image_spec, class_names=record.class_names)
+    explainer = build_ltx(explainee, replace(record.config, layers=record.layers))
     load_weights(explainer.network, folder / WEIGHTS_FILE)
     return explainer.eval(), record
 
@@ -177,7 +199,11 @@ def network_state(network: nn.Module) -> dict[str, Any]:
 
 def _given_names(record: CheckpointRecord) -> tuple[str, ...] | None:
     """Names are passed on only where the library's model is built for another number of classes than its own."""
-    return record.class_names if record.weights not in ("pretrained",) and not record.explainee.startswith("python:") else None
+    return (
+        record.class_names
+        if record.weights not in ("pretrained",) and not record.explainee.startswith("python:")
+        else None
+    )
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

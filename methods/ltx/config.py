@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,15 +24,18 @@ class LTXConfig:
     """How an LTX explainer is built and trained.
 
     Attributes:
-        form: ``"shared"``, a light decoder on the frozen explainee's own feature maps (prediction and explanation cost one
-            forward), or ``"own"``, a trained copy of the explainee's backbone as in the paper (two forwards).
+        form: ``"shared"``, a light decoder on the frozen explainee's own feature maps (prediction and explanation
+            cost one forward), or ``"own"``, a trained copy of the explainee's backbone as in the paper (two forwards).
         layers: feature maps to use, coarsest first; empty finds them from the model.
-        width: channels of the decoder (shared form); 0 takes an eighth of the finest map's, at least 16.
+        width: channels of the decoder (shared form); 0 takes an eighth of the finest map's, at least 32.
         preserve: weight of the preservation term, CE(f(x ∘ m), y).
         complement: weight of the counterfactual term, −log(1 − p_y(x ∘ (1 − m))); 0 leaves it out, as the published
             configuration does.
         area: weight of the area term.
         area_form: ``"l1"``, the mean of the mask, or ``"softplus"``, mean softplus(m) as published.
+        spread: standard deviation of a random shift of each image's mask logits in training. The losses then see the
+            mask at many thresholds, so that also the order of its pixels becomes right, not their selection alone; 0 as
+            published.
         baseline: what replaces a removed pixel: ``"mean"`` colour, ``"black"`` as published, or ``"blur"``.
         steps: optimiser steps.
         batch_size: images per step.
@@ -50,6 +54,7 @@ class LTXConfig:
     complement: float = 1.0
     area: float = 1.0
     area_form: AreaForm = "l1"
+    spread: float = 1.5
     baseline: Baseline = "mean"
     steps: int = 600
     batch_size: int = 48
@@ -71,10 +76,21 @@ class LTXConfig:
                 raise UsageError(f"unknown {name} '{value}'; there are: {', '.join(choices)}")
         if self.steps < 1 or self.batch_size < 1 or self.width < 0:
             raise UsageError("steps and batch size are at least 1, and the width is not negative")
-        if min(self.preserve, self.complement, self.area) < 0 or self.preserve + self.complement == 0:
-            raise UsageError("the weights of the losses are not negative, and preserve or complement is positive")
+        if self.form == "own" and len(self.layers) > 1:
+            raise UsageError("an own backbone reads one feature map; name one layer, or take the shared form")
+        weights = (self.preserve, self.complement, self.area)
+        if not all(map(math.isfinite, weights)) or min(weights) < 0 or self.preserve + self.complement == 0:
+            raise UsageError(
+                "the weights of the losses are finite and not negative, and preserve or complement is positive"
+            )
         if not 0 <= self.warmup < 1:
             raise UsageError("warmup is a fraction of the steps, in [0, 1)")
+        if not 0 <= self.spread < math.inf:
+            raise UsageError(f"the spread {self.spread} is negative or not finite")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"the learning rate {self.learning_rate} is not positive and finite")
+        if not 0 <= self.weight_decay < math.inf or not 0 < self.clip < math.inf:
+            raise UsageError("the weight decay is not negative, the clip is positive, and both are finite")
 
     @property
     def peak_rate(self) -> float:

@@ -35,8 +35,8 @@ def preserve_loss(kept_logits: Tensor, target: Tensor) -> Tensor:
 def complement_loss(removed_logits: Tensor, target: Tensor) -> Tensor:
     """−log(1 − p_y(x ∘ (1 − m))): without what the mask keeps, the target class must go.
 
-    The counterfactual term of the paper, in a form that is bounded below and whose gradient fades once the class is gone;
-    −CE, its literal form, rewards driving the probability to zero without end.
+    The counterfactual term of the paper, in a form that is bounded below and whose gradient fades once the class is
+    gone; −CE, its literal form, rewards driving the probability to zero without end.
     """
     others = removed_logits.masked_fill(F.one_hot(target, removed_logits.shape[1]).bool(), float("-inf"))
     return (removed_logits.logsumexp(1) - others.logsumexp(1)).mean()
@@ -47,7 +47,9 @@ def area_loss(mask: Tensor, form: AreaForm) -> Tensor:
     return mask.mean() if form == "l1" else F.softplus(mask).mean()
 
 
-def total_loss(kept_logits: Tensor, removed_logits: Tensor | None, mask: Tensor, target: Tensor, config: LTXConfig) -> LTXLosses:
+def total_loss(
+    kept_logits: Tensor, removed_logits: Tensor | None, mask: Tensor, target: Tensor, config: LTXConfig
+) -> LTXLosses:
     """The weighted sum of the terms; pass no removed logits where the complement term is off."""
     preserve = preserve_loss(kept_logits, target)
     complement = torch.zeros_like(preserve) if removed_logits is None else complement_loss(removed_logits, target)

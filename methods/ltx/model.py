@@ -10,19 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..explainee import Explainee
-from ..features import FeatureShape, capture, default_layers, feature_shapes
+from ..features import FeatureShape, capture, default_layers, device_of, feature_shapes
 from .config import LTXConfig
 
 __all__ = ["BilinearUpsample", "LTXExplainer", "MaskDecoder", "OwnBackbone", "build_ltx"]
 
 _BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
+_FINE_ENOUGH = 10  # positions a side; a finer mask only adds noise to the order of its pixels
 _MASK_PRIOR = 0.0  # logit of the mask before training: half of every pixel
 
 
 class MaskDecoder(nn.Module):
-    """A light decoder on frozen feature maps: each is projected to `width` channels, they meet at the finest resolution, and a
-    last projection reads the mask. Everything is 1×1, since the maps' receptive fields are wide already; so the explanation
-    costs a few percent of the prediction.
+    """A light decoder on frozen feature maps: each is projected to `width` channels, they meet at the finest
+    resolution, and a last projection reads the mask. Everything is 1×1, since the maps' receptive fields are wide
+    already; so the explanation costs a few percent of the prediction.
 
     Args:
         shapes: (channels, height, width) of the maps, coarsest first.
@@ -40,18 +41,20 @@ class MaskDecoder(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps, coarsest first, to mask logits (N, 1, h, w) at the finest map's resolution."""
         size = maps[-1].shape[-2:]
-        total = None
+        parts = []
         for projection, features in zip(self.projections, maps, strict=True):
-            part = projection(features)
+            part: Tensor = projection(features)
             if features.shape[-2:] != size:
                 part = _enlarge(part, size)
-            total = part if total is None else total + part
-        out: Tensor = self.read(F.relu(total))
+            parts.append(part)
+        out: Tensor = self.read(F.relu(sum(parts[1:], parts[0])))
         return out
 
 
 def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest-neighbour up-sampling; by a constant factor where there is one, which exports without shape arithmetic."""
+    """Nearest-neighbour up-sampling; by a constant factor where there is one, which exports without shape
+    arithmetic.
+    """
     if size[0] % maps.shape[2] == 0 and size[1] % maps.shape[3] == 0:
         factors = (float(size[0] // maps.shape[2]), float(size[1] // maps.shape[3]))
         return F.interpolate(maps, scale_factor=factors, mode="nearest")
@@ -59,7 +62,8 @@ def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class OwnBackbone(nn.Module):
-    """The explainee's architecture and weights again, trained to emit the mask from its last feature map (Barkan et al. 2023).
+    """The explainee's architecture and weights again, trained to emit the mask from its last feature map (Barkan et
+    al. 2023).
 
     Batch-norm statistics stay as they are, as in the published code.
     """
@@ -111,14 +115,16 @@ class LTXExplainer(nn.Module):
 
         The mask is about the predicted class.
         """
-        if isinstance(self.network, OwnBackbone):
-            logits = self.classifier(images)
-            small = self.network(images)
-        else:
-            with capture(self.classifier, self.layers) as maps:
-                logits = self.classifier(images)
-            small = self.network([maps[name] for name in self.layers])
+        logits, small = self.logits(images)
         return logits, self.upsample(small.sigmoid())
+
+    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images to the class logits (N, K) and the mask's logits before up-sampling (N, 1, h, w)."""
+        if isinstance(self.network, OwnBackbone):
+            return self.classifier(images), self.network(images)
+        with capture(self.classifier, self.layers) as maps:
+            logits = self.classifier(images)
+        return logits, self.network([maps[name] for name in self.layers])
 
     def train(self, mode: bool = True) -> LTXExplainer:
         """Switch the network; the explainee stays in eval mode."""
@@ -158,17 +164,23 @@ def _interpolation_matrix(source: int, size: int) -> Tensor:
 
 
 def build_ltx(explainee: Explainee, config: LTXConfig) -> LTXExplainer:
-    """A fresh explainer in the form that the config asks for.
+    """A fresh explainer in the form that the config asks for, where the explainee lies.
 
     Raises:
         ModelError: the explainee has no feature maps, or a named layer does not give any.
     """
-    levels = 2 if config.form == "shared" else 1
-    layers = config.layers or default_layers(explainee.model, explainee.image_spec, levels)
+    layers = config.layers or _layers_for(explainee, config)
     shapes = feature_shapes(explainee.model, layers, explainee.image_spec)
     network: MaskDecoder | OwnBackbone
     if config.form == "shared":
-        network = MaskDecoder(shapes, config.width or max(16, shapes[-1][0] // 8))
+        network = MaskDecoder(shapes, config.width or max(32, shapes[-1][0] // 8))
     else:
         network = OwnBackbone(explainee.model, layers[0], shapes[0][0])
-    return LTXExplainer(explainee, network, layers, shapes[-1][1:]).eval()
+    return LTXExplainer(explainee, network, layers, shapes[-1][1:]).to(device_of(explainee.model)).eval()
+
+
+def _layers_for(explainee: Explainee, config: LTXConfig) -> tuple[str, ...]:
+    """The last feature map; for a decoder also the next finer one, if the last has fewer than ten positions a side."""
+    layers = default_layers(explainee.model, explainee.image_spec, 2)
+    (_, height, width), *_ = feature_shapes(explainee.model, layers[:1], explainee.image_spec)
+    return layers if config.form == "shared" and min(height, width) < _FINE_ENOUGH else layers[:1]

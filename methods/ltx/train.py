@@ -22,7 +22,7 @@ from ..perturb import make_baseline, perturb
 from .checkpoint import CheckpointRecord, load_training_state, network_state, read_record, save_checkpoint
 from .config import LTXConfig
 from .losses import LTXLosses, total_loss
-from .model import LTXExplainer, OwnBackbone, build_ltx
+from .model import LTXExplainer, build_ltx
 
 __all__ = ["ImageStream", "StepReport", "train_ltx"]
 
@@ -62,8 +62,8 @@ def train_ltx(
 ) -> LTXExplainer:
     """Train an explainer and keep checkpoints in a folder.
 
-    The explainee is left as found. Each step: predict the images, mask them, and ask the explainee about what is kept and,
-    for the complement term, about what is left without it; both in one batch.
+    The explainee is left as found. Each step: predict the images, mask them, and ask the explainee about what is kept
+    and, for the complement term, about what is left without it; both in one batch.
 
     Args:
         explainee: the classifier to explain.
@@ -81,7 +81,9 @@ def train_ltx(
     torch.manual_seed(config.seed)
     with guest(explainee.model):
         explainer = build_ltx(explainee, config)
-        optimizer = torch.optim.AdamW(explainer.network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            explainer.network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay
+        )
         first, history = _restore(out, explainer, optimizer, config, resume)
         explainer.train()
         for step, batch in _prefetched(images, first, config.steps):
@@ -101,7 +103,12 @@ def train_ltx(
             )
             history.append(report.row())
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
-                state = {"step": step + 1, "network": network_state(explainer.network), "optimizer": optimizer.state_dict(), "history": history}
+                state = {
+                    "step": step + 1,
+                    "network": network_state(explainer.network),
+                    "optimizer": optimizer.state_dict(),
+                    "history": history,
+                }
                 save_checkpoint(out, explainer, CheckpointRecord.of(explainer, config, data, step + 1), state, history)
             if on_step is not None:
                 on_step(report, explainer)
@@ -133,42 +140,46 @@ def to_float(images: Uint8, module: nn.Module) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def _train_step(explainer: LTXExplainer, optimizer: torch.optim.Optimizer, batch: Uint8, config: LTXConfig, step: int) -> LTXLosses:
+def _train_step(
+    explainer: LTXExplainer, optimizer: torch.optim.Optimizer, batch: Uint8, config: LTXConfig, step: int
+) -> LTXLosses:
     explainee = explainer.explainee
     pixels = to_float(batch, explainer)
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
     with _autocast(pixels.device.type, config):
-        mask, target = _mask_and_target(explainer, explainee.normalise(pixels))
+        plain, small = explainer.logits(
+            explainee.normalise(pixels)
+        )  # the explainee is frozen: a graph for the network alone
+        mask = explainer.upsample(_shifted(small, config, step).sigmoid()).float()
         views = [perturb(pixels, mask, baseline)]
         if config.complement > 0:
             views.append(perturb(pixels, 1 - mask, baseline))
         logits = explainer.classifier(explainee.normalise(torch.cat(views))).float()
         kept, removed = logits[: len(pixels)], logits[len(pixels) :] if config.complement > 0 else None
-        losses = total_loss(kept, removed, mask, target, config)
+        losses = total_loss(kept, removed, mask, plain.argmax(1), config)
     _refuse_nan(losses, step)
     optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()
+    losses.total.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(explainer.network.parameters(), config.clip)
     optimizer.step()
     return losses.detached()
 
 
-def _mask_and_target(explainer: LTXExplainer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask with its gradient, the predicted class without; the frozen trunk runs without a graph."""
-    if isinstance(explainer.network, OwnBackbone):
-        with torch.no_grad():
-            target = explainer.classifier(images).argmax(1)
-        small = explainer.network(images)
-        return explainer.upsample(small.sigmoid()).float(), target
-    logits, mask = explainer(images)  # the explainee is frozen, so a graph exists for the decoder alone
-    return mask.float(), logits.argmax(1)
+def _shifted(small: Tensor, config: LTXConfig, step: int) -> Tensor:
+    """The mask's logits, each image's shifted by a random number; the same for the same step."""
+    if config.spread == 0:
+        return small
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    shift = config.spread * torch.randn(len(small), 1, 1, 1, generator=generator)
+    return small + shift.to(small.device)
 
 
 def _refuse_nan(losses: LTXLosses, step: int) -> None:
     for name in ("preserve", "complement", "area"):
         if not bool(torch.isfinite(getattr(losses, name))):
             raise ModelError(
-                f"training stopped at step {step + 1}: the {name} loss is not finite; lower --learning-rate, or check the images and weights"
+                f"training stopped at step {step + 1}: the {name} loss is not finite; "
+                "lower --learning-rate, or check the images and weights"
             )
 
 
@@ -184,8 +195,13 @@ def _restore(
         return 0, []
     if not resume:
         raise UsageError(f"'{out}' already holds a training; go on with --resume, or choose another --out")
-    if read_record(out).config != config:
-        raise UsageError(f"'{out}' was trained with other settings; resume with the same options, or choose another --out")
+    record = read_record(out)
+    if record.fingerprint != explainer.explainee.fingerprint:
+        raise UsageError(f"'{out}' was trained for another explainee, {record.explainee}; choose another --out")
+    if record.config != config:
+        raise UsageError(
+            f"'{out}' was trained with other settings; resume with the same options, or choose another --out"
+        )
     explainer.network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"]), list(state["history"])

@@ -1,0 +1,235 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+
+from saccade.accel.bundle import open_bundle
+from saccade.accel.engine import open_engine
+from saccade.accel.image import resize_image
+from saccade.contracts import Explanation, ImageSpec
+from saccade.errors import OutputError, ParityError, UsageError
+from saccade.evaluate.scene_material import load_photograph
+from saccade.export.parity import explain_in_torch, failures, measure_parity, require_parity
+from saccade.export.resize_graph import prepend_resize
+from saccade.export.write_bundle import export_ltx
+from saccade.methods.explainee import Explainee
+from saccade.methods.ltx.checkpoint import CheckpointRecord
+from saccade.methods.ltx.config import LTXConfig
+from saccade.methods.ltx.model import LTXExplainer, build_ltx
+
+
+@pytest.fixture
+def explainer(tiny_explainee: Explainee) -> LTXExplainer:
+    torch.manual_seed(3)
+    return build_ltx(tiny_explainee, LTXConfig(form="own"))
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> np.ndarray:
+    noise = rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    noise[::2] //= 5
+    return noise
+
+
+def record_of(explainer: LTXExplainer) -> CheckpointRecord:
+    return CheckpointRecord.of(explainer, LTXConfig(form="own"), "noise", 0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 16])
+def test_the_graph_answers_like_plain_torch(
+    tiny_explainee: Explainee, explainer: LTXExplainer, images: np.ndarray, tmp_path: Path, batch: int
+) -> None:
+    export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    session = ort.InferenceSession(tmp_path / "bundle" / "explainer.onnx")
+    given = np.where(np.arange(batch) % 2 == 0, -1, 3)
+    probabilities, target, mask = session.run(None, {"image": images[:batch], "target": given})
+    with torch.no_grad():
+        pixels = torch.from_numpy(images[:batch].astype(np.float32) / 255).permute(0, 3, 1, 2)
+        mean, std = (
+            torch.tensor(v)[None, :, None, None]
+            for v in (tiny_explainee.image_spec.mean, tiny_explainee.image_spec.std)
+        )
+        x = (pixels - mean) / std
+        expected = tiny_explainee.model(x).softmax(1).numpy()
+        own = explainer.network
+        maps = own.backbone.late(own.backbone.early(x))
+        small = own.read(maps).sigmoid()
+        expected_mask = torch.nn.functional.interpolate(small, (32, 32), mode="bilinear", align_corners=False).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(mask, expected_mask, atol=1e-4)
+    np.testing.assert_array_equal(target, np.where(given < 0, expected.argmax(1), given))
+
+
+def test_the_manifest_describes_the_graph(explainer: LTXExplainer, images: np.ndarray, tmp_path: Path) -> None:
+    bundle = export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    model = onnx.load(bundle.graph)
+    assert open_bundle(bundle.path).manifest == bundle.manifest
+    assert {value.name for value in model.graph.input} == {"image", "target"}
+    assert [value.name for value in model.graph.output] == ["probabilities", "target_class", "mask"]
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == bundle.manifest.opset
+    assert {node.domain for node in model.graph.node} == {""}
+    shape = [dim.dim_value or dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", 32, 32, 3]
+    assert bundle.manifest.parity.images == 16
+    assert bundle.manifest.parity.mask_max_abs <= 1e-4
+    assert not list(tmp_path.glob(".*")), "the temporary folder was left behind"
+
+
+def test_tensorrt_is_not_asked_to_move_axes_of_uint8(tiny_bundle_kept: Path) -> None:
+    graph = onnx.load(tiny_bundle_kept / "explainer.onnx").graph
+    assert [node.op_type for node in graph.node if "image" in node.input] == ["Cast"]
+
+
+def test_a_frozen_map_is_refused(
+    explainer: LTXExplainer, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defect of exported gradient explanations: right logits, and a map that is a constant of the export."""
+    frozen = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        LTXExplainer, "forward", lambda self, x: (self.classifier(x), frozen.expand(x.shape[0], -1, -1, -1))
+    )
+    with pytest.raises(ParityError, match="hardly depends on the image"):
+        export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mask_that_depends_on_batch_mates_is_refused(
+    explainer: LTXExplainer, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over_the_batch(self: LTXExplainer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, small = self.logits(x)
+        mask = self.upsample(small.sigmoid())
+        return logits, (mask - mask.amin()) / (mask.amax() - mask.amin() + 1e-6)
+
+    monkeypatch.setattr(LTXExplainer, "forward", over_the_batch)
+    with pytest.raises(ParityError, match="depends on its batch"):
+        export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e: Explanation(e.probabilities, e.target, e.mask + np.float32(2e-4)), "masks differ"),
+        (lambda e: Explanation(e.probabilities + np.float32(2e-5), e.target, e.mask), "probabilities differ"),
+        (lambda e: Explanation(e.probabilities, (e.target + 1) % 5, e.mask), "another class"),
+        (
+            lambda e: Explanation(
+                e.probabilities, e.target, np.where(np.arange(16)[:, None, None, None] == 9, np.nan, e.mask)
+            ),
+            "masks differ",
+        ),
+    ],
+    ids=["mask", "probabilities", "target", "nan in one image"],
+)
+def test_the_gate_sees_each_difference(
+    explainer: LTXExplainer,
+    images: np.ndarray,
+    tmp_path: Path,
+    change: Callable[[Explanation], Explanation],
+    words: str,
+) -> None:
+    from saccade.export.graph import ExplainerGraph
+
+    bundle = export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    original = explain_in_torch(ExplainerGraph(explainer), images)
+    report = measure_parity(open_engine(bundle), images, original, class_specific=False)
+    assert failures(report) == []
+    doctored = measure_parity(open_engine(bundle), images, change(original), class_specific=False)
+    with pytest.raises(ParityError, match=words):
+        require_parity(doctored)
+
+
+def test_the_gate_needs_sixteen_images(explainer: LTXExplainer, images: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least 16 images and got 15"):
+        export_ltx(explainer, record_of(explainer), images[:15], tmp_path / "bundle")
+
+
+def test_an_existing_bundle_is_replaced_only_when_asked(
+    explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
+) -> None:
+    first = export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    with pytest.raises(OutputError, match="--overwrite"):
+        export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    second = export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle", overwrite=True)
+    assert open_bundle(tmp_path / "bundle").manifest == second.manifest
+    assert first.path == second.path
+
+
+def test_a_full_disk_leaves_nothing(
+    explainer: LTXExplainer, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OutputError, match="No space left"):
+        export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_leaves_the_model_as_found(tiny_explainee: Explainee, images: np.ndarray, tmp_path: Path) -> None:
+    explainer = build_ltx(tiny_explainee, LTXConfig(form="own"))
+    explainer.network.requires_grad_(True)
+    before = {name: (p.requires_grad, p.detach().clone()) for name, p in explainer.named_parameters()}
+    hooks = [len(module._forward_hooks) for module in explainer.modules()]
+    export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    for name, parameter in explainer.named_parameters():
+        assert parameter.requires_grad == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+        assert parameter.grad is None
+    assert [len(module._forward_hooks) for module in explainer.modules()] == hooks
+
+
+def identity_graph(spec: ImageSpec) -> onnx.ModelProto:
+    shape = ["batch", *spec.size, 3]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["seen"])],
+        "identity",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("seen", TensorProto.UINT8, shape)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("rule", ["squash", "crop"])
+@pytest.mark.parametrize("size", [(96, 96), (224, 224), (101, 60)])
+def test_the_resize_inside_equals_pillow_to_one_grey_level(
+    interpolation: str, rule: str, size: tuple[int, int]
+) -> None:
+    spec = ImageSpec(size=size, resize=rule, interpolation=interpolation)  # type: ignore[arg-type]
+    model = prepend_resize(identity_graph(spec), spec)
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString())
+    for name in ("skimage:coffee.png", "sklearn:china.jpg"):
+        photograph = load_photograph(name)
+        for image in (photograph, photograph[:50, :70], photograph[:333, :97], photograph[:1, :1]):
+            (seen,) = session.run(None, {"image": image[None]})
+            assert np.abs(seen[0].astype(int) - resize_image(image, spec)).max() <= 1
+
+
+def test_an_any_size_bundle_answers_like_the_plain_one(
+    tiny_explainee: Explainee, explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
+) -> None:
+    plain = export_ltx(explainer, record_of(explainer), images, tmp_path / "plain")
+    flexible = export_ltx(explainer, record_of(explainer), images, tmp_path / "flexible", any_size=True)
+    photographs = [load_photograph("skimage:coffee.png")[:200, :300], load_photograph("sklearn:china.jpg")[:64, :50]]
+    import saccade
+
+    paths = []
+    for index, photograph in enumerate(photographs):
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray(photograph).save(paths[-1])
+    one, other = saccade.open(plain.path).explain(paths), saccade.open(flexible.path).explain(paths)
+    for a, b in zip(one, other, strict=True):
+        assert np.abs(a.mask - b.mask).max() < 0.02  # one grey level of the input
+        assert np.abs(a.probabilities - b.probabilities).max() < 0.02
+    assert json.loads((flexible.path / "manifest.json").read_text())["any_size"] is True

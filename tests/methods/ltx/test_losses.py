@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from saccade.methods.ltx.config import LTXConfig
+from saccade.methods.ltx.losses import area_loss, complement_loss, preserve_loss, total_loss
+
+Array = np.ndarray
+
+
+def softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def preserve_by_hand(logits: Array, target: Array) -> float:
+    return float(np.mean([-np.log(row[y]) for row, y in zip(softmax(logits), target, strict=True)]))
+
+
+def complement_by_hand(logits: Array, target: Array) -> float:
+    """−log of the probability of all other classes, added up before the logarithm."""
+    rows = zip(softmax(logits), target, strict=True)
+    return float(np.mean([-np.log(np.delete(row, y).sum()) for row, y in rows]))
+
+
+@pytest.fixture
+def logits(rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.normal(0, 3, (6, 5)).astype(np.float32))
+
+
+@pytest.fixture
+def target(rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.integers(0, 5, 6))
+
+
+def test_preserve_is_the_cross_entropy(logits: Tensor, target: Tensor) -> None:
+    expected = preserve_by_hand(logits.double().numpy(), target.numpy())
+    assert float(preserve_loss(logits, target)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_complement_is_the_logarithm_of_what_the_others_have(logits: Tensor, target: Tensor) -> None:
+    expected = complement_by_hand(logits.double().numpy(), target.numpy())
+    assert float(complement_loss(logits, target)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [(80.0, -80.0, -80.0), (-80.0, 80.0, -80.0), (80.0, 80.0, -80.0), (80.0, 0.0, 0.0), (0.0, 80.0, 0.0), (-80.0,) * 3],
+)
+def test_the_losses_are_right_for_extreme_logits(row: tuple[float, ...]) -> None:
+    logits, target = torch.tensor([row], requires_grad=True), torch.tensor([0])
+    exact = np.array([row], dtype=np.longdouble)
+    for loss, by_hand in ((preserve_loss, preserve_by_hand), (complement_loss, complement_by_hand)):
+        value = loss(logits, target)
+        assert float(value.detach()) == pytest.approx(by_hand(exact, np.array([0])), rel=1e-5, abs=1e-5)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert torch.isfinite(gradient).all()
+
+
+def test_the_complement_has_the_gradient_of_finite_differences(rng: np.random.Generator, target: Tensor) -> None:
+    logits = torch.from_numpy(rng.normal(0, 2, (6, 5))).requires_grad_()
+    assert torch.autograd.gradcheck(lambda values: complement_loss(values, target), (logits,))
+
+
+def test_the_complement_rises_with_the_probability_and_rests_once_the_class_is_gone() -> None:
+    gaps = [-60.0, -30.0, -10.0, 0.0, 10.0]
+    values, slopes = [], []
+    for gap in gaps:
+        logits = torch.tensor([[gap, 0.0, 0.0]], requires_grad=True)
+        loss = complement_loss(logits, torch.tensor([0]))
+        values.append(float(loss.detach()))
+        slopes.append(float(torch.autograd.grad(loss, logits)[0].abs().max()))
+    assert values == sorted(values)
+    assert slopes == sorted(slopes)
+    assert values[0] == pytest.approx(0, abs=1e-6)  # bounded below, unlike −CE
+    assert slopes[0] < 1e-12
+    assert slopes[-1] > 0.9
+
+
+def test_both_area_forms_follow_their_formulas(rng: np.random.Generator) -> None:
+    mask = rng.random((3, 1, 8, 9), dtype=np.float32)
+    exact = mask.astype(np.float64)
+    assert float(area_loss(torch.from_numpy(mask), "l1")) == pytest.approx(exact.mean(), rel=1e-6)
+    assert float(area_loss(torch.from_numpy(mask), "softplus")) == pytest.approx(
+        np.log1p(np.exp(exact)).mean(), rel=1e-6
+    )
+
+
+def test_the_total_is_the_weighted_sum_of_the_terms(logits: Tensor, target: Tensor, rng: np.random.Generator) -> None:
+    removed = torch.from_numpy(rng.normal(0, 3, (6, 5)).astype(np.float32))
+    mask = torch.from_numpy(rng.random((6, 1, 4, 4), dtype=np.float32))
+    config = LTXConfig(preserve=0.7, complement=2.5, area=1.3, area_form="softplus")
+    losses = total_loss(logits, removed, mask, target, config)
+    preserve = preserve_by_hand(logits.double().numpy(), target.numpy())
+    complement = complement_by_hand(removed.double().numpy(), target.numpy())
+    area = np.log1p(np.exp(mask.double().numpy())).mean()
+    assert float(losses.preserve) == pytest.approx(preserve, rel=1e-5)
+    assert float(losses.complement) == pytest.approx(complement, rel=1e-5)
+    assert float(losses.area) == pytest.approx(area, rel=1e-5)
+    assert float(losses.total) == pytest.approx(0.7 * preserve + 2.5 * complement + 1.3 * area, rel=1e-5)
+
+
+def test_without_removed_logits_the_total_has_no_complement(logits: Tensor, target: Tensor) -> None:
+    mask = torch.full((6, 1, 4, 4), 0.25)
+    losses = total_loss(logits, None, mask, target, LTXConfig(complement=0, area=2))
+    assert float(losses.complement) == 0
+    expected = preserve_by_hand(logits.double().numpy(), target.numpy()) + 2 * 0.25
+    assert float(losses.total) == pytest.approx(expected, rel=1e-5)
+
+
+def test_detached_losses_keep_their_values_and_lose_their_graphs(logits: Tensor, target: Tensor) -> None:
+    mask = torch.full((6, 1, 4, 4), 0.25, requires_grad=True)
+    losses = total_loss(logits.requires_grad_(), logits, mask, target, LTXConfig())
+    assert losses.total.requires_grad
+    for name, value in vars(losses.detached()).items():
+        assert not value.requires_grad
+        assert torch.equal(value, getattr(losses, name))

@@ -1,0 +1,646 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from saccade.contracts import ImageSpec, Uint8
+from saccade.errors import ModelError, OutputError, UsageError
+from saccade.methods.explainee import Explainee, fingerprint, load_explainee
+from saccade.methods.ltx import checkpoint as checkpoint_module
+from saccade.methods.ltx import train as train_module
+from saccade.methods.ltx.checkpoint import load_checkpoint, load_samples, read_record, save_samples
+from saccade.methods.ltx.config import LTXConfig
+from saccade.methods.ltx.model import LTXExplainer, build_ltx
+from saccade.methods.ltx.train import StepReport, learning_rate, masks_of, train_ltx
+
+SPEC = ImageSpec(size=(32, 32), mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
+NAMES = ("red", "green", "blue")
+PLAIN = {"spread": 0.0}  # the losses as published, on the masks as they are
+
+# ---- a task with known evidence: the colour of a bright square in grey noise is the class
+
+
+def squares(seed: int, count: int) -> tuple[Uint8, np.ndarray, np.ndarray]:
+    """Images (N, 32, 32, 3), their classes, and where each one's 8×8 square is, bool (N, 32, 32)."""
+    rng = np.random.default_rng([7, seed])
+    grey = rng.normal(102, 20, (count, 32, 32, 1)) + rng.normal(0, 8, (count, 32, 32, 3))
+    images = grey.clip(0, 160).astype(np.uint8)
+    labels = rng.integers(0, 3, count)
+    where = np.zeros((count, 32, 32), dtype=bool)
+    for index, (top, left) in enumerate(rng.integers(0, 25, (count, 2))):
+        where[index, top : top + 8, left : left + 8] = True
+        images[index, where[index], labels[index]] = 250
+    return images, labels, where
+
+
+def stream(step: int) -> Uint8:
+    return squares(1000 + step, 32)[0]
+
+
+class SquareCNN(nn.Module):
+    """Two resolutions, 16×16 and 8×8."""
+
+    image_spec = SPEC
+    class_names = NAMES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU())
+        self.late = nn.Sequential(nn.Conv2d(12, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.ReLU())
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.late(self.early(x)).mean((2, 3)))
+        return logits
+
+
+def as_input(images: Uint8) -> Tensor:
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.4) / 0.2
+
+
+def to_explainee(model: nn.Module) -> Explainee:
+    return Explainee(model.eval(), SPEC, NAMES, "python:squares:build", "pretrained", fingerprint(model))
+
+
+@pytest.fixture(scope="module")
+def trained_state() -> dict[str, Tensor]:
+    """Weights that tell the colours apart on images never seen."""
+    torch.manual_seed(0)
+    model = SquareCNN()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(150):
+        images, labels, _ = squares(step, 64)
+        loss = F.cross_entropy(model(as_input(images)), torch.from_numpy(labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images, labels, _ = squares(999, 512)
+    with torch.no_grad():
+        accuracy = (model.eval()(as_input(images)).argmax(1).numpy() == labels).mean()
+    assert accuracy > 0.95
+    return model.state_dict()
+
+
+@pytest.fixture
+def explainee(trained_state: dict[str, Tensor]) -> Explainee:
+    model = SquareCNN()
+    model.load_state_dict(trained_state)
+    return to_explainee(model)
+
+
+def short(**changes: Any) -> LTXConfig:
+    return LTXConfig(**({"steps": 12, "batch_size": 8, "warmup": 0.2} | changes))
+
+
+def few(step: int) -> Uint8:
+    return squares(step, 8)[0]
+
+
+def history_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def states_equal(first: nn.Module, second: nn.Module) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- it learns where the evidence is
+
+
+@pytest.mark.parametrize("form", [{}, PLAIN], ids=["default", "plain"])
+@pytest.mark.parametrize("complement", [1.0, 0.0])
+def test_the_mask_finds_the_square_and_the_explainee_is_left_as_found(
+    explainee: Explainee, tmp_path: Path, complement: float, form: dict[str, Any]
+) -> None:
+    explainee.model.get_submodule("early").requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in explainee.model.named_parameters()}
+    config = LTXConfig(steps=120, batch_size=32, learning_rate=1e-2, complement=complement, **form)
+    explainer = train_ltx(explainee, stream, config, tmp_path, data="squares")
+    images, labels, where = squares(5, 128)
+    probabilities, masks = masks_of(explainer, images)
+    assert (probabilities.argmax(1) == labels).mean() > 0.95
+    inside, outside = masks[:, 0][where].mean(), masks[:, 0][~where].mean()
+    assert inside > 4 * outside
+
+    assert fingerprint(explainee.model) == explainee.fingerprint
+    assert {name: parameter.requires_grad for name, parameter in explainee.model.named_parameters()} == before
+    assert all(parameter.grad is None for parameter in explainee.model.parameters())
+    for module in explainee.model.modules():
+        assert not module.training
+        assert not module._forward_hooks
+
+
+def test_an_own_backbone_learns_too(explainee: Explainee, tmp_path: Path) -> None:
+    config = LTXConfig(form="own", steps=120, batch_size=32, learning_rate=2e-3, complement=0, **PLAIN)
+    explainer = train_ltx(explainee, stream, config, tmp_path, data="squares")
+    images, _, where = squares(5, 128)
+    masks = masks_of(explainer, images)[1][:, 0]
+    assert masks[where].mean() > 4 * masks[~where].mean()
+    assert fingerprint(explainee.model) == explainee.fingerprint
+
+
+def test_bf16_training_gives_finite_masks_and_keeps_float_weights(explainee: Explainee, tmp_path: Path) -> None:
+    explainer = train_ltx(explainee, few, short(precision="bf16"), tmp_path, data="squares")
+    _, masks = masks_of(explainer, squares(5, 16)[0])
+    assert np.isfinite(masks).all()
+    assert masks.min() >= 0
+    assert masks.max() <= 1
+    assert {value.dtype for value in explainer.network.parameters()} == {torch.float32}
+    assert all(math.isfinite(row["total"]) for row in history_of(tmp_path))
+
+
+@pytest.mark.parametrize("baseline", ["black", "mean", "blur"])
+@pytest.mark.parametrize("complement", [0.0, 0.5])
+def test_the_first_step_reports_the_losses_of_its_masks(
+    explainee: Explainee, tmp_path: Path, baseline: str, complement: float
+) -> None:
+    """The same numbers, from the formulas in float64 and one model call per view."""
+    config = short(steps=1, baseline=baseline, complement=complement, area=0.3, area_form="softplus", **PLAIN)
+    torch.manual_seed(config.seed)
+    explainer = build_ltx(explainee, config)
+    explainer.network.train()
+    pixels = torch.from_numpy(few(0)).permute(0, 3, 1, 2).double() / 255
+    model = SquareCNN().double().eval()
+    model.load_state_dict(explainee.model.state_dict())
+
+    def probabilities(images: Tensor) -> Tensor:
+        return model((images - 0.4) / 0.2).softmax(1)
+
+    with torch.no_grad():
+        mask = explainer(((pixels - 0.4) / 0.2).float())[1].double()
+        target = probabilities(pixels).argmax(1, keepdim=True)
+        if baseline == "blur":
+            from scipy.ndimage import gaussian_filter
+
+            replacement = torch.from_numpy(gaussian_filter(pixels.numpy(), 2.0, mode="nearest", radius=6, axes=(2, 3)))
+        else:
+            replacement = torch.full_like(pixels, {"black": 0.0, "mean": 0.4}[baseline])
+        kept = probabilities(mask * pixels + (1 - mask) * replacement)
+        removed = probabilities((1 - mask) * pixels + mask * replacement)
+        preserve = float(-kept.gather(1, target).log().mean())
+        counterfactual = float(-(1 - removed.gather(1, target)).log().mean()) if complement else 0.0
+        area = float(torch.log1p(mask.exp()).mean())
+
+    train_ltx(explainee, few, config, tmp_path, data="squares")
+    (row,) = history_of(tmp_path)
+    assert row["preserve"] == pytest.approx(preserve, rel=1e-4)
+    assert row["complement"] == pytest.approx(counterfactual, rel=1e-4)
+    assert row["area"] == pytest.approx(area, rel=1e-5)
+    assert row["total"] == pytest.approx(preserve + complement * counterfactual + 0.3 * area, rel=1e-4)
+
+
+# ---- interruption and resumption
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_after(step: int) -> Callable[[StepReport, LTXExplainer], None]:
+    def on_step(report: StepReport, _: LTXExplainer) -> None:
+        if report.step == step:
+            raise Interrupted
+
+    return on_step
+
+
+@pytest.mark.parametrize("form", ["shared", "own"])
+def test_an_interrupted_training_resumes_to_the_same_bits(
+    explainee: Explainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(train_module, "SAVE_EVERY", 5)
+    config = short(form=form)
+    whole = train_ltx(explainee, few, config, tmp_path / "whole", data="squares")
+    with pytest.raises(Interrupted):
+        train_ltx(explainee, few, config, tmp_path / "parts", data="squares", on_step=stop_after(8))
+    assert read_record(tmp_path / "parts").step == 5
+    assert not any(module._forward_hooks for module in explainee.model.modules())
+    assert all(parameter.requires_grad for parameter in explainee.model.parameters())
+
+    seen: list[int] = []
+    torch.manual_seed(99)
+    parts = train_ltx(
+        explainee,
+        few,
+        config,
+        tmp_path / "parts",
+        data="squares",
+        resume=True,
+        on_step=lambda report, _: seen.append(report.step),
+    )
+    assert seen == list(range(6, 13))
+    assert states_equal(parts.network, whole.network)
+    assert history_of(tmp_path / "parts") == history_of(tmp_path / "whole")
+    assert [row["step"] for row in history_of(tmp_path / "parts")] == list(range(1, 13))
+    assert read_record(tmp_path / "parts") == read_record(tmp_path / "whole")
+    stored = (tmp_path / "parts" / "explainer.safetensors").read_bytes()
+    assert stored == (tmp_path / "whole" / "explainer.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("at_save", [1, 2])
+@pytest.mark.parametrize("after_files", [0, 1, 2, 3])
+def test_an_interruption_between_two_files_costs_nothing(
+    explainee: Explainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_save: int, after_files: int
+) -> None:
+    monkeypatch.setattr(train_module, "SAVE_EVERY", 5)
+    whole = train_ltx(explainee, few, short(), tmp_path / "whole", data="squares")
+    write, written = checkpoint_module._replace, []
+
+    def write_or_stop(path: Path, how: Callable[[Path], object]) -> None:
+        if len(written) == 4 * (at_save - 1) + after_files:
+            raise Interrupted
+        written.append(path)
+        write(path, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "_replace", write_or_stop)
+        with pytest.raises(Interrupted):
+            train_ltx(explainee, few, short(), tmp_path / "parts", data="squares")
+    parts = train_ltx(explainee, few, short(), tmp_path / "parts", data="squares", resume=True)
+    assert states_equal(parts.network, whole.network)
+    assert history_of(tmp_path / "parts") == history_of(tmp_path / "whole")
+
+
+def test_what_a_caller_does_between_steps_does_not_change_the_training(explainee: Explainee, tmp_path: Path) -> None:
+    plain = train_ltx(explainee, few, short(), tmp_path / "plain", data="squares")
+    watched = train_ltx(
+        explainee,
+        few,
+        short(),
+        tmp_path / "watched",
+        data="squares",
+        on_step=lambda _, explainer: (masks_of(explainer, few(50)), explainer.eval()),
+    )
+    assert states_equal(plain.network, watched.network)
+
+
+def test_the_seed_decides_the_weights(explainee: Explainee, tmp_path: Path) -> None:
+    first, again, other = (
+        train_ltx(explainee, few, short(steps=2, seed=seed), tmp_path / str(index), data="squares")
+        for index, seed in enumerate((3, 3, 4))
+    )
+    assert states_equal(first.network, again.network)
+    assert not states_equal(first.network, other.network)
+
+
+def test_a_finished_training_resumes_to_itself(explainee: Explainee, tmp_path: Path) -> None:
+    first = train_ltx(explainee, few, short(), tmp_path, data="squares")
+    again = train_ltx(explainee, few, short(), tmp_path, data="squares", resume=True)
+    assert states_equal(first.network, again.network)
+    assert len(history_of(tmp_path)) == 12
+
+
+def test_a_training_is_not_overwritten_unasked(explainee: Explainee, tmp_path: Path) -> None:
+    train_ltx(explainee, few, short(steps=2), tmp_path, data="squares")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=rf"{tmp_path.name}' already holds a training; .*--resume"):
+        train_ltx(explainee, few, short(steps=2), tmp_path, data="squares")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [{"area": 2.0}, {"steps": 3}, {"learning_rate": 0.1}, {"layers": ("late", "early")}])
+def test_resuming_with_other_settings_is_refused(explainee: Explainee, tmp_path: Path, change: dict[str, Any]) -> None:
+    train_ltx(explainee, few, short(steps=2), tmp_path, data="squares")
+    with pytest.raises(UsageError, match=r"trained with other settings; resume with the same options"):
+        train_ltx(explainee, few, short(**({"steps": 2} | change)), tmp_path, data="squares", resume=True)
+
+
+def test_resuming_for_another_explainee_is_refused(explainee: Explainee, tmp_path: Path) -> None:
+    train_ltx(explainee, few, short(steps=2), tmp_path, data="squares")
+    torch.manual_seed(1)
+    with pytest.raises(UsageError, match=r"trained for another explainee.*--out"):
+        train_ltx(to_explainee(SquareCNN()), few, short(steps=2), tmp_path, data="squares", resume=True)
+
+
+def test_resuming_where_nothing_is_starts_from_the_beginning(explainee: Explainee, tmp_path: Path) -> None:
+    plain = train_ltx(explainee, few, short(steps=2), tmp_path / "plain", data="squares")
+    fresh = train_ltx(explainee, few, short(steps=2), tmp_path / "fresh", data="squares", resume=True)
+    assert states_equal(plain.network, fresh.network)
+
+
+# ---- what goes wrong
+
+
+def test_weights_that_are_not_finite_any_more_stop_the_training(explainee: Explainee, tmp_path: Path) -> None:
+    def poison(report: StepReport, explainer: LTXExplainer) -> None:
+        if report.step == 3:
+            next(explainer.network.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(ModelError, match=r"step 4: the preserve loss is not finite; lower --learning-rate"):
+        train_ltx(explainee, few, short(), tmp_path, data="squares", on_step=poison)
+    assert fingerprint(explainee.model) == explainee.fingerprint
+    assert not (tmp_path / "checkpoint.json").exists()
+
+
+def test_the_term_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    class FailsWithoutEvidence(SquareCNN):
+        """Its logits are not finite for the second half of a batch of two views."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return logits if len(x) < 16 else torch.cat([logits[:8], logits[8:] * float("nan")])
+
+    with pytest.raises(ModelError, match=r"step 1: the complement loss is not finite"):
+        train_ltx(to_explainee(FailsWithoutEvidence()), few, short(), tmp_path, data="squares")
+
+
+def test_a_stream_that_fails_ends_the_training_with_its_own_error(explainee: Explainee, tmp_path: Path) -> None:
+    def broken(step: int) -> Uint8:
+        if step == 4:
+            raise OSError("the disk is gone")
+        return few(step)
+
+    steps: list[int] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        train_ltx(
+            explainee, broken, short(), tmp_path, data="squares", on_step=lambda report, _: steps.append(report.step)
+        )
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_folder_that_cannot_be_written_is_named(explainee: Explainee, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"cannot write the checkpoint '.*file.runs'"):
+        train_ltx(explainee, few, short(steps=1), tmp_path / "file" / "runs", data="squares")
+
+
+# ---- learning rate
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(600, 0.1), (120, 0.25), (15, 0.1), (50, 0.0), (1, 0.1)])
+def test_the_learning_rate_warms_up_linearly_and_falls_as_a_cosine(steps: int, warmup: float) -> None:
+    config = LTXConfig(steps=steps, warmup=warmup, learning_rate=0.5)
+    rates = [learning_rate(step, config) for step in range(steps)]
+    warm = warmup * steps
+    rising = [step for step in range(steps) if step < warm]
+    falling = [step for step in range(steps) if step >= warm]
+    for step in rising:
+        assert rates[step] == pytest.approx(0.5 * (step + 1) / (warm + 1))
+    for step in falling:
+        turn = np.cos(np.pi * (step - warm) / (steps - warm))
+        assert rates[step] == pytest.approx(0.5 * (1 + turn) / 2)
+    assert all(0 < rate <= 0.5 for rate in rates)
+    ups = [rates[step] for step in rising]
+    downs = [rates[step] for step in falling]
+    assert all(low < high for low, high in itertools.pairwise(ups))
+    assert all(high > low for high, low in itertools.pairwise(downs))
+
+
+def test_the_peak_is_at_the_end_of_the_warm_up_and_the_end_is_zero() -> None:
+    config = LTXConfig(steps=600, warmup=0.1, learning_rate=0.5)
+    assert max(range(600), key=lambda step: learning_rate(step, config)) == 60
+    assert learning_rate(60, config) == 0.5
+    assert learning_rate(599, config) < 1e-5
+    assert learning_rate(600, config) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("form", "peak"), [("shared", 3e-3), ("own", 5e-4)])
+def test_the_steps_are_taken_at_the_scheduled_rate(
+    explainee: Explainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, peak: float
+) -> None:
+    taken: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        taken.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    train_ltx(explainee, few, short(form=form, steps=5, warmup=0.4), tmp_path, data="squares")
+    assert taken == pytest.approx([peak / 3, 2 * peak / 3, peak, 0.75 * peak, 0.25 * peak])
+    assert [row["learning_rate"] for row in history_of(tmp_path)] == taken
+
+
+# ---- checkpoints
+
+MODULE = """
+import torch
+from torch import nn
+from saccade.contracts import ImageSpec
+
+
+def build():
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+    )
+    model.image_spec = ImageSpec(size=(32, 32), mean=(0.3, 0.4, 0.5), std=(0.2, 0.25, 0.3))
+    return model
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A user's model, to be loaded by its spec."""
+    name = f"users_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return f"python:{name}:build"
+
+
+@pytest.fixture
+def folder(spec: str, tmp_path: Path) -> Path:
+    """A short training of the user's model."""
+    train_ltx(load_explainee(spec), few, short(steps=3), tmp_path / "run", data="squares")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("form", ["shared", "own"])
+def test_a_loaded_checkpoint_gives_the_same_masks(spec: str, tmp_path: Path, form: str) -> None:
+    config = short(steps=3, form=form)
+    trained = train_ltx(
+        load_explainee(spec, class_names=["x", "y", "z"]), few, config, tmp_path / "run", data="squares"
+    )
+    loaded, record = load_checkpoint(tmp_path / "run")
+    for ours, theirs in zip(masks_of(loaded, few(77)), masks_of(trained, few(77)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert record.config == config
+    assert record.layers == trained.layers
+    assert record.step == 3
+    assert record.data == "squares"
+    assert record.explainee == spec
+    assert record.class_names == loaded.explainee.class_names == ("x", "y", "z")
+    assert record.image_spec == loaded.explainee.image_spec == trained.explainee.image_spec
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_a_checkpoint_finds_the_weights_file_of_its_explainee(spec: str, tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    other = load_explainee(spec).model
+    for value in other.parameters():
+        torch.nn.init.normal_(value, 0, 0.1)
+    save_file(other.state_dict(), tmp_path / "own.safetensors")
+    explainee = load_explainee(spec, tmp_path / "own.safetensors", image_size=(24, 24))
+    trained = train_ltx(
+        explainee, lambda step: few(step)[:, :24, :24], short(steps=2), tmp_path / "run", data="squares"
+    )
+    loaded, record = load_checkpoint(tmp_path / "run")
+    assert record.image_spec.size == (24, 24)
+    images = few(77)[:, 4:28, 4:28]
+    np.testing.assert_array_equal(masks_of(loaded, images)[1], masks_of(trained, images)[1])
+
+    (tmp_path / "own.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(ModelError, match=r"no weights file .*own.safetensors"):
+        load_checkpoint(tmp_path / "run")
+    moved, _ = load_checkpoint(tmp_path / "run", weights=str(tmp_path / "moved.safetensors"))
+    np.testing.assert_array_equal(masks_of(moved, images)[1], masks_of(trained, images)[1])
+
+
+def test_a_checkpoint_of_named_classes_loads_with_a_model_of_a_library(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=3)
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    explainee = load_explainee(
+        "timm:mobilenetv3_small_050", tmp_path / "own.safetensors", class_names=NAMES, image_size=(64, 64)
+    )
+    batch = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    trained = train_ltx(explainee, lambda _: batch, short(steps=1), tmp_path / "run", data="noise")
+    loaded, _ = load_checkpoint(tmp_path / "run")
+    assert loaded.explainee.class_names == NAMES
+    np.testing.assert_array_equal(masks_of(loaded, batch)[1], masks_of(trained, batch)[1])
+
+
+def test_another_explainee_is_refused_by_its_fingerprint(spec: str, folder: Path, tmp_path: Path) -> None:
+    state = load_explainee(spec).model.state_dict()
+    expected = read_record(folder).fingerprint
+    state["7.bias"] = state["7.bias"] + 1e-6
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=rf"not the one that '.*run' was trained for.*{expected[:12]}.*--weights"):
+        load_checkpoint(folder, weights=str(tmp_path / "other.safetensors"))
+
+
+def test_a_folder_without_a_checkpoint_is_answered_with_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere' is not a checkpoint.*saccade train ltx --out"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused(folder: Path) -> None:
+    path = folder / "checkpoint.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"format": stored["format"] + 1, "new": 1}))
+    with pytest.raises(ModelError, match=rf"has format {stored['format'] + 1} and this Saccade reads up to .*upgrade"):
+        load_checkpoint(folder)
+
+
+def without(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda stored: {name: value for name, value in stored.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *map(without, ("format", "config", "layers", "fingerprint", "image_spec", "class_names")),
+        lambda stored: stored | {"surplus": 1},
+        lambda stored: stored | {"config": stored["config"] | {"steps": -1}},
+        lambda stored: stored | {"config": stored["config"] | {"surplus": 1}},
+        lambda stored: stored | {"config": [1]},
+        lambda stored: stored | {"image_spec": None},
+        lambda stored: stored | {"image_spec": stored["image_spec"] | {"size": [0, 4]}},
+        lambda stored: stored | {"format": "one"},
+        lambda stored: [stored],
+        lambda stored: None,
+    ],
+)
+def test_a_damaged_record_is_named(folder: Path, damage: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(ModelError, match=r"checkpoint.json' is damaged: \S"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 1', b"\xff\xfe\x00"])
+def test_a_record_that_is_no_json_is_named(folder: Path, content: bytes) -> None:
+    (folder / "checkpoint.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"checkpoint.json' is damaged: \S"):
+        load_checkpoint(folder)
+
+
+def test_missing_and_truncated_explainer_weights_are_named(folder: Path) -> None:
+    weights = folder / "explainer.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match=r"cannot read the weights '.*explainer.safetensors'"):
+        load_checkpoint(folder)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"cannot read the weights '.*explainer.safetensors'"):
+        load_checkpoint(folder)
+
+
+def test_samples_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    assert load_samples(tmp_path) is None
+    save_samples(tmp_path / "new", few(3))
+    stored = load_samples(tmp_path / "new")
+    assert stored is not None
+    assert stored.dtype == np.uint8
+    np.testing.assert_array_equal(stored, few(3))
+
+
+def test_no_partial_files_are_left(folder: Path) -> None:
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"checkpoint.json", "explainer.safetensors", "history.jsonl", "training_state.pt"}
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"form": "both"}, "unknown form 'both'; there are: shared, own"),
+        ({"area_form": "l2"}, "unknown area form 'l2'; there are: l1, softplus"),
+        ({"baseline": "grey"}, "unknown baseline 'grey'; there are: black, mean, blur"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'; there are: fp32, bf16"),
+        ({"steps": 0}, "steps"),
+        ({"steps": -3}, "steps"),
+        ({"batch_size": 0}, "batch size"),
+        ({"width": -1}, "width"),
+        ({"preserve": -0.1}, "weights of the losses"),
+        ({"complement": -1.0}, "weights of the losses"),
+        ({"area": -1e-9}, "weights of the losses"),
+        ({"area": math.nan}, "weights of the losses"),
+        ({"preserve": math.inf}, "weights of the losses"),
+        ({"preserve": 0.0, "complement": 0.0}, "preserve or complement is positive"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"warmup": -0.1}, "warmup"),
+        ({"warmup": math.nan}, "warmup"),
+        ({"learning_rate": 0.0}, "learning rate"),
+        ({"learning_rate": -1e-3}, "learning rate"),
+        ({"learning_rate": math.nan}, "learning rate"),
+        ({"learning_rate": math.inf}, "learning rate"),
+        ({"weight_decay": -0.1}, "weight decay"),
+        ({"weight_decay": math.nan}, "weight decay"),
+        ({"spread": -0.1}, "spread"),
+        ({"spread": math.nan}, "spread"),
+        ({"clip": 0.0}, "clip"),
+        ({"clip": math.nan}, "clip"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        LTXConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"preserve": 0.0}, {"complement": 0.0, "area": 0.0}, {"warmup": 0.0}, {"width": 0}]
+)
+def test_settings_at_their_limits_are_taken(settings: dict[str, Any]) -> None:
+    config = LTXConfig(**settings)
+    assert {name: getattr(config, name) for name in settings} == settings

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from saccade.errors import UsageError
+from saccade.methods.perturb import BASELINES, make_baseline, perturb
+
+
+def random_images(rng: np.random.Generator, *shape: int) -> Tensor:
+    return torch.from_numpy(rng.random(shape, dtype=np.float32))
+
+
+@pytest.mark.parametrize("baseline_shape", [(4, 3, 9, 13), (1, 3, 1, 1)])
+def test_perturb_mixes_image_and_baseline_by_the_mask(
+    rng: np.random.Generator, baseline_shape: tuple[int, ...]
+) -> None:
+    images, mask = random_images(rng, 4, 3, 9, 13), random_images(rng, 4, 1, 9, 13)
+    baseline = random_images(rng, *baseline_shape)
+    x, m, b = (tensor.double().numpy() for tensor in (images, mask, baseline))
+    np.testing.assert_allclose(perturb(images, mask, baseline).numpy(), m * x + (1 - m) * b, atol=2e-7)
+    np.testing.assert_allclose(perturb(images, 1 - mask, baseline).numpy(), (1 - m) * x + m * b, atol=2e-7)
+
+
+def test_mask_one_keeps_and_zero_replaces_to_the_last_bit(rng: np.random.Generator) -> None:
+    images = torch.from_numpy(rng.integers(0, 256, (2, 3, 40, 40)).astype(np.float32)) / 255
+    baseline = make_baseline(images, "blur", (0, 0, 0))
+    mask = (random_images(rng, 2, 1, 40, 40) > 0.5).float()
+    assert torch.equal(perturb(images, mask, baseline), torch.where(mask.bool(), images, baseline))
+
+
+def test_the_gradient_of_the_mask_is_image_minus_baseline(rng: np.random.Generator) -> None:
+    images, baseline = random_images(rng, 2, 3, 5, 5).double(), random_images(rng, 2, 3, 5, 5).double()
+    mask = random_images(rng, 2, 1, 5, 5).double().requires_grad_()
+    perturb(images, mask, baseline).sum().backward()
+    torch.testing.assert_close(mask.grad, (images - baseline).sum(1, keepdim=True))
+
+
+def test_the_black_baseline_is_zero(rng: np.random.Generator) -> None:
+    images = random_images(rng, 2, 3, 6, 8)
+    replaced = perturb(images, torch.zeros(2, 1, 6, 8), make_baseline(images, "black", (0.1, 0.2, 0.3)))
+    assert replaced.shape == images.shape
+    assert not replaced.any()
+
+
+def test_the_mean_baseline_is_the_colour_given(rng: np.random.Generator) -> None:
+    images = random_images(rng, 2, 3, 6, 8)
+    replaced = perturb(images, torch.zeros(2, 1, 6, 8), make_baseline(images, "mean", [0.1, 0.2, 0.3]))
+    expected = np.broadcast_to(np.reshape(np.float32([0.1, 0.2, 0.3]), (1, 3, 1, 1)), images.shape)
+    np.testing.assert_array_equal(replaced.numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (50, 64), (8, 16), (17, 5)])
+def test_the_blurred_baseline_is_scipys_gaussian(rng: np.random.Generator, size: tuple[int, int]) -> None:
+    images = random_images(rng, 2, 3, *size)
+    sigma = size[1] / 16
+    expected = gaussian_filter(
+        images.double().numpy(), sigma, mode="nearest", radius=max(1, round(3 * sigma)), axes=(2, 3)
+    )
+    blurred = make_baseline(images, "blur", (0, 0, 0))
+    assert blurred.shape == images.shape
+    np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_baseline_has_the_precision_of_the_images(rng: np.random.Generator, kind: str) -> None:
+    images = random_images(rng, 1, 3, 16, 16)
+    for dtype in (torch.float32, torch.float64):
+        assert make_baseline(images.to(dtype), kind, (0.1, 0.2, 0.3)).dtype == dtype
+
+
+def test_an_unknown_baseline_is_answered_with_those_there_are(rng: np.random.Generator) -> None:
+    with pytest.raises(UsageError, match=r"unknown baseline 'grey'; there are: black, mean, blur"):
+        make_baseline(random_images(rng, 1, 3, 4, 4), "grey", (0, 0, 0))
