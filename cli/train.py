@@ -91,7 +91,7 @@ def train() -> None:
 @click.option(
     "--area",
     type=click.FloatRange(min=0),
-    default=1.0,
+    default=2.0,
     show_default=True,
     metavar="W",
     help="Weight: the mask must be small.",
@@ -104,12 +104,10 @@ def train() -> None:
     help="Mean of the mask, or as published.",
 )
 @click.option(
-    "--spread",
-    type=click.FloatRange(min=0),
-    default=1.5,
+    "--evidence/--no-evidence",
+    default=True,
     show_default=True,
-    metavar="S",
-    help="Random shift of the mask's logits, so that its order is right too; 0 as published.",
+    help="Multiply by the class activation, where the head is linear; off as published.",
 )
 @click.option(
     "--baseline",

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contracts import ImageSpec
+from ..errors import ModelError
 from .scenes import CLASS_NAMES
 from .weights_folder import WEIGHTS
 
@@ -37,7 +38,10 @@ def vit(pretrained: bool = True) -> ScenesViT:
 def _load(model: _Model, name: str) -> _Model:
     from safetensors.torch import load_file
 
-    model.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"))
+    file = WEIGHTS / f"{name}.safetensors"
+    if not file.exists():
+        raise ModelError(f"there are no trained weights of '{name}'; train them with: python examples/train_scenes.py")
+    model.load_state_dict(load_file(file))
     return model.eval()
 
 

@@ -30,7 +30,7 @@ from saccade.evaluate.weights_folder import WEIGHTS
 
 RECIPES = {
     "resnet": {"steps": 2400, "batch": 96, "rate": 4e-3, "decay": 0.02},
-    "vit": {"steps": 6500, "batch": 96, "rate": 1.5e-3, "decay": 0.05},
+    "vit": {"steps": 3000, "batch": 64, "rate": 1.5e-3, "decay": 0.05},
 }
 
 
@@ -114,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--steps", type=int, help="fewer steps, to try it out")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     arguments = parser.parse_args()
@@ -122,7 +123,7 @@ def main() -> None:
         recipe["steps"] = arguments.steps
 
     torch.manual_seed(arguments.seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     began = time.perf_counter()
     teacher = resnet().to(memory_format=torch.channels_last) if arguments.model == "vit" else None  # type: ignore[call-overload]
     model = train(ScenesResNet() if arguments.model == "resnet" else ScenesViT(), recipe, arguments.seed, teacher)

@@ -14,6 +14,7 @@ from ..errors import ModelError, suggest
 
 __all__ = ["FeatureShape", "capture", "default_layers", "device_of", "feature_shapes"]
 
+_MOST_FINER = 4  # times as many positions a side as the next coarser map; a finer one says little about classes
 FeatureShape = tuple[int, int, int]  # channels, height, width
 
 
@@ -58,9 +59,9 @@ def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> 
     """
     chosen: list[str] = []
     finest = 0
-    maps = _feature_maps(model, image_spec)
+    finished, maps = _feature_maps(model, image_spec)
     for _, (_, height, width) in reversed(maps):
-        if len(chosen) == levels:
+        if len(chosen) == levels or (chosen and height * width > _MOST_FINER**2 * finest):
             break
         if min(height, width) > 1 and height * width > finest:
             finest = height * width
@@ -70,26 +71,27 @@ def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> 
                 if shape[1:] == (height, width)
             ]
             chosen.append(min(same)[2])
-    if not chosen:
+    if not chosen or finished.index(chosen[0]) < len(finished) / 2:  # a transformer has maps only where it cuts patches
         raise ModelError(
-            "the model has no feature maps of shape (N, C, h, w) before its head; name a layer with --layer"
+            "the model has no feature maps of shape (N, C, h, w) in its second half, as most transformers have none; "
+            "name a layer with --layer"
         )
     return tuple(chosen)
 
 
-def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> list[tuple[str, FeatureShape]]:
-    """Every module that gives a feature map, in the order in which they finish.
+def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> tuple[list[str], list[tuple[str, FeatureShape]]]:
+    """Every module in the order in which they finish, and those of them that give a feature map, with its shape.
 
     A module that runs twice is left out, since a hook cannot tell its outputs apart; so are outputs whose axes are in
     another order, which shows in a shape that is not the image's.
     """
     maps: list[tuple[str, FeatureShape]] = []
-    calls: Counter[str] = Counter()
+    finished: list[str] = []
     image_height, image_width = image_spec.size
 
     def note(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            calls[name] += 1
+            finished.append(name)
             if isinstance(output, Tensor) and output.ndim == 4:
                 _, channels, height, width = (int(length) for length in output.shape)
                 if abs(height * image_width - width * image_height) <= max(image_height, image_width):
@@ -104,7 +106,8 @@ def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> list[tuple[str, Fe
     finally:
         for handle in handles:
             handle.remove()
-    return [(name, shape) for name, shape in maps if calls[name] == 1]
+    calls = Counter(finished)
+    return finished, [(name, shape) for name, shape in maps if calls[name] == 1]
 
 
 def feature_shapes(model: nn.Module, layers: Sequence[str], image_spec: ImageSpec) -> list[FeatureShape]:

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 _shim = importlib.util.spec_from_file_location("torchvision_on_cpu", ROOT / "benchmarks" / "torchvision_on_cpu.py")
 assert _shim is not None
 assert _shim.loader is not None
-_shim.loader.exec_module(importlib.util.module_from_spec(_shim))
+torchvision_on_cpu = importlib.util.module_from_spec(_shim)  # kept: its declarations live as long as it
+_shim.loader.exec_module(torchvision_on_cpu)
 
 TINY_SPEC = ImageSpec(size=(32, 32), mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))
 

@@ -33,10 +33,9 @@ class LTXConfig:
             configuration does.
         area: weight of the area term.
         area_form: ``"l1"``, the mean of the mask, or ``"softplus"``, mean softplus(m) as published.
-        spread: standard deviation of a random shift of each image's mask logits in training. The losses then see the
-            mask at many thresholds, so that also the order of its pixels becomes right, not their selection alone; 0 as
-            published.
         baseline: what replaces a removed pixel: ``"mean"`` colour, ``"black"`` as published, or ``"blur"``.
+        evidence: multiply the network's selection by the class activation of a linear head, where the explainee has
+            one (see `LTXExplainer`); off as published.
         steps: optimiser steps.
         batch_size: images per step.
         learning_rate: peak of the schedule; None takes 3e-3 for the decoder, 5e-4 for an own backbone.
@@ -52,10 +51,10 @@ class LTXConfig:
     width: int = 0
     preserve: float = 1.0
     complement: float = 1.0
-    area: float = 1.0
+    area: float = 2.0
     area_form: AreaForm = "l1"
-    spread: float = 1.5
     baseline: Baseline = "mean"
+    evidence: bool = True
     steps: int = 600
     batch_size: int = 48
     learning_rate: float | None = None
@@ -85,8 +84,6 @@ class LTXConfig:
             )
         if not 0 <= self.warmup < 1:
             raise UsageError("warmup is a fraction of the steps, in [0, 1)")
-        if not 0 <= self.spread < math.inf:
-            raise UsageError(f"the spread {self.spread} is negative or not finite")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise UsageError(f"the learning rate {self.learning_rate} is not positive and finite")
         if not 0 <= self.weight_decay < math.inf or not 0 < self.clip < math.inf:

@@ -9,52 +9,87 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...contracts import ImageSpec
 from ..explainee import Explainee
 from ..features import FeatureShape, capture, default_layers, device_of, feature_shapes
 from .config import LTXConfig
 
 __all__ = ["BilinearUpsample", "LTXExplainer", "MaskDecoder", "OwnBackbone", "build_ltx"]
 
+FLOOR = (
+    0.2  # of the selection before it meets the evidence: what is not selected keeps its order, at a fifth of its height
+)
 _BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
 _FINE_ENOUGH = 10  # positions a side; a finer mask only adds noise to the order of its pixels
 _MASK_PRIOR = 0.0  # logit of the mask before training: half of every pixel
 
 
 class MaskDecoder(nn.Module):
-    """A light decoder on frozen feature maps: each is projected to `width` channels, they meet at the finest
-    resolution, and a last projection reads the mask. Everything is 1×1, since the maps' receptive fields are wide
-    already; so the explanation costs a few percent of the prediction.
+    """A light decoder on frozen feature maps.
+
+    Each map is projected to `width` channels, they meet at the finest resolution, and a read-out gives a selection in
+    (0, 1): one read-out that all classes share, plus what is learned for the predicted class, as evidence for one
+    class is not evidence for another. Everything is 1×1, since the maps' receptive fields are wide already; so the
+    explanation costs a few percent of the prediction.
 
     Args:
         shapes: (channels, height, width) of the maps, coarsest first.
         width: channels inside.
+        classes: number of classes.
     """
 
-    def __init__(self, shapes: Sequence[FeatureShape], width: int) -> None:
+    def __init__(self, shapes: Sequence[FeatureShape], width: int, classes: int) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)) for channels, _, _ in shapes
         )
-        self.read = nn.Conv2d(width, 1, 1)
-        nn.init.constant_(self.read.bias, _MASK_PRIOR)  # type: ignore[arg-type]
+        self.shared = nn.Linear(width, 1)
+        self.by_class = nn.Embedding(classes, width)
+        nn.init.zeros_(self.by_class.weight)
+        nn.init.constant_(self.shared.bias, _MASK_PRIOR)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps, coarsest first, to mask logits (N, 1, h, w) at the finest map's resolution."""
+    def forward(self, maps: Sequence[Tensor], predicted: Tensor) -> Tensor:
+        """The selection (N, 1, h, w) in (0, 1) at the finest map's resolution.
+
+        Args:
+            maps: feature maps (N, C, h, w), coarsest first.
+            predicted: the predicted class, int64 (N,).
+        """
         size = maps[-1].shape[-2:]
-        parts = []
-        for projection, features in zip(self.projections, maps, strict=True):
-            part: Tensor = projection(features)
-            if features.shape[-2:] != size:
-                part = _enlarge(part, size)
-            parts.append(part)
-        out: Tensor = self.read(F.relu(sum(parts[1:], parts[0])))
-        return out
+        parts = [_enlarge(project(features), size) for project, features in zip(self.projections, maps, strict=True)]
+        hidden = F.relu(sum(parts[1:], parts[0]))
+        weights = self.shared.weight + self.by_class(predicted)
+        return (_weigh(hidden, weights) + self.shared.bias).sigmoid()
+
+
+def _weigh(maps: Tensor, weights: Tensor) -> Tensor:
+    """Sum over channels with each image's own weights: (N, C, h, w) and (N, C) to (N, 1, h, w)."""
+    return (weights[:, None] @ maps.flatten(2)).unflatten(2, (int(maps.shape[2]), int(maps.shape[3])))
+
+
+def linear_head(model: nn.Module, layer: str, image_spec: ImageSpec) -> Tensor | None:
+    """The weights (K, C) of a head that is linear after global average pooling of a layer's map, or None if it is not.
+
+    Found by its shape and proven on noise: the pooled map times the weights must give the logits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, *image_spec.size, generator=generator).to(device_of(model))
+    with torch.no_grad(), capture(model, [layer]) as maps:
+        logits = model(images)
+    pooled = maps[layer].mean((2, 3))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.shape == (logits.shape[1], pooled.shape[1]):
+            if torch.allclose(module(pooled), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
+                return module.weight
+    return None
 
 
 def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest-neighbour up-sampling; by a constant factor where there is one, which exports without shape
     arithmetic.
     """
+    if maps.shape[-2:] == size:
+        return maps
     if size[0] % maps.shape[2] == 0 and size[1] % maps.shape[3] == 0:
         factors = (float(size[0] // maps.shape[2]), float(size[1] // maps.shape[3]))
         return F.interpolate(maps, scale_factor=factors, mode="nearest")
@@ -77,10 +112,10 @@ class OwnBackbone(nn.Module):
         nn.init.constant_(self.read.bias, _MASK_PRIOR)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to mask logits (N, 1, h, w)."""
+        """Normalised images (N, 3, H, W) to the selection (N, 1, h, w) in (0, 1)."""
         with capture(self.backbone, [self.layer]) as maps:
             self.backbone(images)
-        out: Tensor = self.read(maps[self.layer])
+        out: Tensor = self.read(maps[self.layer]).sigmoid()
         return out
 
     def train(self, mode: bool = True) -> OwnBackbone:
@@ -93,15 +128,30 @@ class OwnBackbone(nn.Module):
 class LTXExplainer(nn.Module):
     """Explainee and explainer network as one module.
 
+    The network says which positions matter, a selection in (0, 1) that saturates where the evidence is, and so does
+    not tell the better of two good positions. Where the explainee's head is linear after global pooling, the
+    selection is multiplied by the evidence that the head itself finds at each position: the class activation (Zhou et
+    al. 2016), its positive part, over its largest value in the image. The logit is the sum of these activations, so
+    nothing is approximated, and the map is at hand in both forms. Training sees the selection alone: multiplied
+    already, it would learn to select everything.
+
     Args:
         explainee: the classifier; kept frozen and in eval mode.
         network: a `MaskDecoder` or an `OwnBackbone`; the only part that is trained and stored.
         layers: the explainee's layers that a `MaskDecoder` reads.
         grid: (height, width) of the mask before up-sampling.
+        head: weights (K, C) of the explainee's linear head on the coarsest layer, or None to use the selection alone.
     """
 
+    head: Tensor | None
+
     def __init__(
-        self, explainee: Explainee, network: MaskDecoder | OwnBackbone, layers: Sequence[str], grid: tuple[int, int]
+        self,
+        explainee: Explainee,
+        network: MaskDecoder | OwnBackbone,
+        layers: Sequence[str],
+        grid: tuple[int, int],
+        head: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.upsample = BilinearUpsample(grid, explainee.image_spec.size)
@@ -109,22 +159,29 @@ class LTXExplainer(nn.Module):
         self.classifier = explainee.model
         self.network = network
         self.layers = tuple(layers)
+        self.register_buffer("head", None if head is None else head.detach().clone(), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images (N, 3, H, W) to logits (N, K) and mask (N, 1, H, W) in [0, 1]; 1 keeps the pixel.
 
         The mask is about the predicted class.
         """
-        logits, small = self.logits(images)
-        return logits, self.upsample(small.sigmoid())
+        logits, selection, maps = self.predict(images)
+        if self.head is not None:
+            activation = F.relu(_weigh(maps[self.layers[0]], self.head[logits.argmax(1)]))
+            evidence = activation / activation.amax((2, 3), keepdim=True).clamp_min(1e-6)
+            selection = (FLOOR + (1 - FLOOR) * selection) * _enlarge(evidence, selection.shape[-2:])
+        return logits, self.upsample(selection)
 
-    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images to the class logits (N, K) and the mask's logits before up-sampling (N, 1, h, w)."""
-        if isinstance(self.network, OwnBackbone):
-            return self.classifier(images), self.network(images)
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What training needs of normalised images: logits (N, K), selection (N, 1, h, w), and the explainee's maps
+        by layer.
+        """
         with capture(self.classifier, self.layers) as maps:
             logits = self.classifier(images)
-        return logits, self.network([maps[name] for name in self.layers])
+        if isinstance(self.network, OwnBackbone):
+            return logits, self.network(images), maps
+        return logits, self.network([maps[name] for name in self.layers], logits.argmax(1)), maps
 
     def train(self, mode: bool = True) -> LTXExplainer:
         """Switch the network; the explainee stays in eval mode."""
@@ -173,10 +230,13 @@ def build_ltx(explainee: Explainee, config: LTXConfig) -> LTXExplainer:
     shapes = feature_shapes(explainee.model, layers, explainee.image_spec)
     network: MaskDecoder | OwnBackbone
     if config.form == "shared":
-        network = MaskDecoder(shapes, config.width or max(32, shapes[-1][0] // 8))
+        classes = len(explainee.class_names)
+        network = MaskDecoder(shapes, config.width or max(32, shapes[-1][0] // 8), classes)
     else:
         network = OwnBackbone(explainee.model, layers[0], shapes[0][0])
-    return LTXExplainer(explainee, network, layers, shapes[-1][1:]).to(device_of(explainee.model)).eval()
+    head = linear_head(explainee.model, layers[0], explainee.image_spec) if config.evidence else None
+    explainer = LTXExplainer(explainee, network, layers, shapes[-1][1:], head)
+    return explainer.to(device_of(explainee.model)).eval()
 
 
 def _layers_for(explainee: Explainee, config: LTXConfig) -> tuple[str, ...]:

@@ -113,7 +113,8 @@ def train_ltx(
             if on_step is not None:
                 on_step(report, explainer)
                 explainer.train()
-    return explainer.eval()
+        explainer.eval()
+    return explainer
 
 
 def learning_rate(step: int, config: LTXConfig) -> float:
@@ -147,10 +148,10 @@ def _train_step(
     pixels = to_float(batch, explainer)
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
     with _autocast(pixels.device.type, config):
-        plain, small = explainer.logits(
+        plain, selection, _ = explainer.predict(
             explainee.normalise(pixels)
-        )  # the explainee is frozen: a graph for the network alone
-        mask = explainer.upsample(_shifted(small, config, step).sigmoid()).float()
+        )  # frozen explainee: a graph for the network
+        mask = explainer.upsample(selection.float())
         views = [perturb(pixels, mask, baseline)]
         if config.complement > 0:
             views.append(perturb(pixels, 1 - mask, baseline))
@@ -163,15 +164,6 @@ def _train_step(
     nn.utils.clip_grad_norm_(explainer.network.parameters(), config.clip)
     optimizer.step()
     return losses.detached()
-
-
-def _shifted(small: Tensor, config: LTXConfig, step: int) -> Tensor:
-    """The mask's logits, each image's shifted by a random number; the same for the same step."""
-    if config.spread == 0:
-        return small
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    shift = config.spread * torch.randn(len(small), 1, 1, 1, generator=generator)
-    return small + shift.to(small.device)
 
 
 def _refuse_nan(losses: LTXLosses, step: int) -> None:
