@@ -69,6 +69,7 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = ort.InferenceSession(graph, options, providers=self.providers)
         except MemoryError:

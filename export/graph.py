@@ -30,5 +30,5 @@ class ExplainerGraph(nn.Module):
         pixels = (image.float() / 255).permute(0, 3, 1, 2)  # TensorRT casts uint8 but moves no axes of it
         logits, mask = self.explainer(self.explainer.explainee.normalise(pixels))
         probabilities = logits.softmax(1)
-        chosen = torch.where(target < 0, probabilities.argmax(1), target)
+        chosen = torch.where(target < 0, logits.argmax(1), target)
         return probabilities, chosen, mask

@@ -71,9 +71,9 @@ def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> 
                 if shape[1:] == (height, width)
             ]
             chosen.append(min(same)[2])
-    if not chosen or finished.index(chosen[0]) < len(finished) / 2:  # a transformer has maps only where it cuts patches
+    if not chosen or finished.index(chosen[0]) < len(finished) // 8:  # as in a ViT, its patches
         raise ModelError(
-            "the model has no feature maps of shape (N, C, h, w) in its second half, as most transformers have none; "
+            "the model has no feature maps of shape (N, C, h, w) past its first layers, as most transformers have none; "
             "name a layer with --layer"
         )
     return tuple(chosen)

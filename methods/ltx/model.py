@@ -58,13 +58,14 @@ class MaskDecoder(nn.Module):
         size = maps[-1].shape[-2:]
         parts = [_enlarge(project(features), size) for project, features in zip(self.projections, maps, strict=True)]
         hidden = F.relu(sum(parts[1:], parts[0]))
-        weights = self.shared.weight + self.by_class(predicted)
-        return (_weigh(hidden, weights) + self.shared.bias).sigmoid()
+        weights = self.shared.weight + self.by_class.weight  # constants, so the sum is not in an exported graph
+        return (_weigh(hidden, F.embedding(predicted, weights)) + self.shared.bias).sigmoid()
 
 
 def _weigh(maps: Tensor, weights: Tensor) -> Tensor:
     """Sum over channels with each image's own weights: (N, C, h, w) and (N, C) to (N, 1, h, w)."""
-    return (weights[:, None] @ maps.flatten(2)).unflatten(2, (int(maps.shape[2]), int(maps.shape[3])))
+    total = weights[:, None] @ maps.flatten(2)
+    return total.reshape(maps.shape[0], 1, int(maps.shape[2]), int(maps.shape[3]))
 
 
 def linear_head(model: nn.Module, layer: str, image_spec: ImageSpec) -> Tensor | None:
@@ -168,8 +169,9 @@ class LTXExplainer(nn.Module):
         """
         logits, selection, maps = self.predict(images)
         if self.head is not None:
-            activation = F.relu(_weigh(maps[self.layers[0]], self.head[logits.argmax(1)]))
-            evidence = activation / activation.amax((2, 3), keepdim=True).clamp_min(1e-6)
+            weights = F.embedding(logits.argmax(1), self.head)
+            activation = _weigh(maps[self.layers[0]], weights).clamp_min(1e-6)
+            evidence = activation / activation.amax((2, 3), keepdim=True)
             selection = (FLOOR + (1 - FLOOR) * selection) * _enlarge(evidence, selection.shape[-2:])
         return logits, self.upsample(selection)
 

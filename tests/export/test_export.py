@@ -28,7 +28,7 @@ from saccade.methods.ltx.model import LTXExplainer, build_ltx
 @pytest.fixture
 def explainer(tiny_explainee: Explainee) -> LTXExplainer:
     torch.manual_seed(3)
-    return build_ltx(tiny_explainee, LTXConfig(form="own"))
+    return build_ltx(tiny_explainee, LTXConfig(form="own", evidence=False))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def images(rng: np.random.Generator) -> np.ndarray:
 
 
 def record_of(explainer: LTXExplainer) -> CheckpointRecord:
-    return CheckpointRecord.of(explainer, LTXConfig(form="own"), "noise", 0)
+    return CheckpointRecord.of(explainer, LTXConfig(form="own", evidence=False), "noise", 0)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 16])
@@ -104,9 +104,10 @@ def test_a_mask_that_depends_on_batch_mates_is_refused(
     explainer: LTXExplainer, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def over_the_batch(self: LTXExplainer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, small = self.logits(x)
-        mask = self.upsample(small.sigmoid())
-        return logits, (mask - mask.amin()) / (mask.amax() - mask.amin() + 1e-6)
+        logits, selection, _ = self.predict(x)
+        mask = self.upsample(selection)
+        low, high = mask.amin((0, 1, 2, 3), keepdim=True), mask.amax((0, 1, 2, 3), keepdim=True)
+        return logits, (mask - low) / (high - low + 1e-6)
 
     monkeypatch.setattr(LTXExplainer, "forward", over_the_batch)
     with pytest.raises(ParityError, match="depends on its batch"):
@@ -176,7 +177,7 @@ def test_a_full_disk_leaves_nothing(
 
 
 def test_export_leaves_the_model_as_found(tiny_explainee: Explainee, images: np.ndarray, tmp_path: Path) -> None:
-    explainer = build_ltx(tiny_explainee, LTXConfig(form="own"))
+    explainer = build_ltx(tiny_explainee, LTXConfig(form="own", evidence=False))
     explainer.network.requires_grad_(True)
     before = {name: (p.requires_grad, p.detach().clone()) for name, p in explainer.named_parameters()}
     hooks = [len(module._forward_hooks) for module in explainer.modules()]

@@ -17,7 +17,7 @@ from saccade.methods.explainee import Explainee, fingerprint
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import BilinearUpsample, LTXExplainer, MaskDecoder, OwnBackbone, build_ltx
 
-SHARED, OWN = LTXConfig(form="shared"), LTXConfig(form="own")
+SHARED, OWN = LTXConfig(evidence=False), LTXConfig(form="own", evidence=False)
 BOTH = pytest.mark.parametrize("config", [SHARED, OWN], ids=["shared", "own"])
 
 
@@ -106,7 +106,8 @@ def test_saturated_masks_stay_in_the_unit_interval(explainee: Explainee, images:
     explainer = build_ltx(explainee, config)
     with torch.no_grad():
         for bias, value in ((1000.0, 1.0), (-1000.0, 0.0)):
-            explainer.network.read.bias.fill_(bias)
+            network: Any = explainer.network
+            (network.read if config.form == "own" else network.shared).bias.fill_(bias)
             mask = explainer(images)[1]
             assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
             assert float(mask.mean()) == pytest.approx(value, abs=1e-6)
@@ -133,6 +134,47 @@ def test_a_batch_is_explained_as_its_images_are_one_by_one(
     torch.testing.assert_close(torch.cat([single[1] for single in singles]), mask, rtol=0, atol=1e-6)
 
 
+def read_by_hand(decoder: Any, hidden: Tensor, predicted: Tensor) -> Tensor:
+    """One position at a time: the shared read-out plus that of the image's class."""
+    small = torch.zeros(len(hidden), 1, *hidden.shape[2:])
+    for n, label in enumerate(predicted):
+        weights = decoder.shared.weight[0] + decoder.by_class.weight[label]
+        for y in range(hidden.shape[2]):
+            for x in range(hidden.shape[3]):
+                small[n, 0, y, x] = torch.sigmoid(weights @ hidden[n, :, y, x] + decoder.shared.bias[0])
+    return small
+
+
+@pytest.mark.parametrize("form", ["shared", "own"])
+def test_the_selection_is_weighed_by_the_class_activation_of_a_linear_head(
+    explainee: Explainee, images: Tensor, form: str
+) -> None:
+    explainer = build_ltx(explainee, LTXConfig(form=form))  # type: ignore[arg-type]
+    randomised(explainer.network)
+    model: Any = explainee.model
+    head = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():
+        logits, selection, _ = explainer.predict(images)
+        mask = explainer(images)[1]
+        late = model.late(model.early(images))
+        for n, label in enumerate(logits.argmax(1)):
+            activation = sum(head.weight[label, c] * late[n, c] for c in range(late.shape[1])).clamp(min=0)
+            evidence = (activation / activation.max())[None, None]
+            factor = selection.shape[-1] // evidence.shape[-1]
+            evidence = evidence.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+            small = (0.2 + 0.8 * selection[n : n + 1]) * evidence
+            expected = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
+            torch.testing.assert_close(mask[n : n + 1], expected, rtol=0, atol=1e-4)
+
+
+def test_a_head_that_is_not_linear_after_pooling_gives_no_evidence(images: Tensor) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+    ).eval()
+    explainee = Explainee(model, ImageSpec(size=(32, 32)), tuple("abc"), "python:a:b", "pretrained", fingerprint(model))
+    assert build_ltx(explainee, LTXConfig()).head is None
+
+
 def test_a_shared_mask_is_the_decoder_on_the_captured_maps(explainee: Explainee, images: Tensor) -> None:
     explainer = build_ltx(explainee, SHARED)
     decoder: Any = randomised(explainer.network)
@@ -143,7 +185,7 @@ def test_a_shared_mask_is_the_decoder_on_the_captured_maps(explainee: Explainee,
         late = model.late(early)
         total = decoder.projections[1](early)
         total = total + decoder.projections[0](late).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        small = torch.sigmoid(decoder.read(torch.clamp(total, min=0)))
+        small = read_by_hand(decoder, torch.clamp(total, min=0), explainee.model(images).argmax(1))
         expected = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
         mask = explainer(images)[1]
     torch.testing.assert_close(mask, expected, rtol=0, atol=2e-6)
@@ -260,7 +302,7 @@ def nearest_by_hand(maps: Tensor, size: int) -> Tensor:
 
 def test_three_layers_of_odd_ratios_meet_at_the_finest(pyramid: Explainee, rng: np.random.Generator) -> None:
     images = torch.from_numpy(rng.normal(0, 1, (2, 3, 55, 55)).astype(np.float32))
-    explainer = build_ltx(pyramid, LTXConfig(layers=("coarse", "middle", "fine"), width=7))
+    explainer = build_ltx(pyramid, LTXConfig(layers=("coarse", "middle", "fine"), width=7, evidence=False))
     decoder: Any = randomised(explainer.network)
     assert isinstance(decoder, MaskDecoder)
     model: Any = pyramid.model
@@ -271,7 +313,8 @@ def test_three_layers_of_odd_ratios_meet_at_the_finest(pyramid: Explainee, rng: 
         assert [maps.shape[-1] for maps in (coarse, middle, fine)] == [5, 13, 27]
         parts = [project(maps) for project, maps in zip(decoder.projections, (coarse, middle, fine), strict=True)]
         assert {part.shape[1] for part in parts} == {7}
-        small = torch.sigmoid(decoder.read(sum(nearest_by_hand(part, 27) for part in parts).clamp(min=0)))
+        total = sum(nearest_by_hand(part, 27) for part in parts)
+        small = read_by_hand(decoder, total.clamp(min=0), pyramid.model(images).argmax(1))
         expected = F.interpolate(small, size=(55, 55), mode="bilinear", align_corners=False)
         mask = explainer(images)[1]
     torch.testing.assert_close(mask, expected, rtol=0, atol=2e-6)
@@ -298,7 +341,7 @@ def test_the_width_is_an_eighth_of_the_finest_maps_unless_given(width: int, chan
     explainee = Explainee(model, ImageSpec(size=(16, 16)), ("a", "b"), "python:a:b", "pretrained", fingerprint(model))
     decoder = build_ltx(explainee, LTXConfig(width=width)).network
     assert isinstance(decoder, MaskDecoder)
-    assert decoder.read.in_channels == expected
+    assert decoder.shared.in_features == expected
 
 
 def test_an_explainer_shares_the_explainees_model(explainee: Explainee) -> None:
