@@ -71,9 +71,10 @@ def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> 
                 if shape[1:] == (height, width)
             ]
             chosen.append(min(same)[2])
-    if not chosen or finished.index(chosen[0]) < len(finished) // 8:  # as in a ViT, its patches
+    early = len(finished) // 8  # a map from there is no feature map but, as in a ViT, the patches
+    if not chosen or finished.index(chosen[0]) < early:
         raise ModelError(
-            "the model has no feature maps of shape (N, C, h, w) past its first layers, as most transformers have none; "
+            "the model has no feature maps of shape (N, C, h, w) past its first layers, as transformers have none; "
             "name a layer with --layer"
         )
     return tuple(chosen)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -134,29 +133,19 @@ def test_batch_that_does_not_fit_into_memory(tiny_bundle_kept: Path, tmp_path: P
     Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "0.png")
     for index in range(1, 6000):
         os.link(folder / "0.png", folder / f"{index}.png")
-    program = "from saccade.cli.main import main; main()"
-    arguments = [
-        "explain",
-        str(folder),
-        "--bundle",
-        str(tiny_bundle_kept),
-        "--batch-size",
-        "6000",
-        "--threads",
-        "1",
-        "--json",
-    ]
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (1_100_000_000, 1_100_000_000))
-
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    program = (
+        "import resource, onnxruntime, numpy, PIL.Image, pydantic, rich.progress;"
+        "from saccade.cli.main import main;"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 250_000_000,) * 2);"
+        "main()"
+    )
+    arguments = ["explain", folder, "--bundle", tiny_bundle_kept, "--batch-size", 6000, "--threads", 1, "--json"]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", program, *arguments],
-        preexec_fn=limit,
+        [sys.executable, "-P", "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
         check=False,
     )
     assert done.returncode == 1, done.stderr[-500:]
