@@ -1,7 +1,7 @@
 """Train the classifiers of planted scenes whose weights are in evaluate/weights.
 
-    python examples/train_scenes.py resnet        about 10 minutes on two cores
-    python examples/train_scenes.py vit           about 25 minutes; learns from the labels and from the ResNet
+    python examples/train_scenes.py resnet        about 15 minutes on two cores
+    python examples/train_scenes.py vit           learns from the labels and from the ResNet
 
 A curriculum makes it short: the scenes start as digits on a plain colour, and the photographs and distractors fade in
 over the first 40 % of the run. Every scene is new.
@@ -30,7 +30,7 @@ from saccade.evaluate.weights_folder import WEIGHTS
 
 RECIPES = {
     "resnet": {"steps": 2400, "batch": 96, "rate": 4e-3, "decay": 0.02},
-    "vit": {"steps": 3000, "batch": 64, "rate": 1.5e-3, "decay": 0.05},
+    "vit": {"steps": 6000, "batch": 96, "rate": 1e-3, "decay": 0.05},
 }
 
 
