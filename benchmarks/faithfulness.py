@@ -35,6 +35,7 @@ from saccade.methods.ltx.checkpoint import load_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 FILL = (128, 128, 128)
+FIRST = 20_000  # scenes of the test split that no setting was chosen on; 10,000 … 10,149 were used for that
 
 
 def grad_cam(explainee: Explainee, images: np.ndarray, layer: str) -> np.ndarray:
@@ -74,7 +75,7 @@ def measure(engine: Engine, scenes: SceneBatch, masks: np.ndarray, target: np.nd
 
 def rows(checkpoints: list[Path], count: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names and numbers, one explainer after the other; Grad-CAM last."""
-    scenes = SceneSource("test").batch(range(10_000, 10_000 + count))
+    scenes = SceneSource("test").batch(range(FIRST, FIRST + count))
     with tempfile.TemporaryDirectory() as folder:
         for checkpoint in checkpoints:
             explainer, record = load_checkpoint(checkpoint)
@@ -121,7 +122,14 @@ def main() -> None:
             f"{numbers['more than Grad-CAM']:+.4f} ± {numbers['its standard error']:.4f}",
         )
     Console(width=110).print(table)
-    about = {"scenes": arguments.count, "split": "test", "fill": FILL, "machine": machine(), "results": results}
+    about = {
+        "scenes": arguments.count,
+        "first": FIRST,
+        "split": "test",
+        "fill": FILL,
+        "machine": machine(),
+        "results": results,
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(about, indent=2) + "\n")
 

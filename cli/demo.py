@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
+
     from ..accel.results import ImageExplanation
     from ..contracts import Uint8
     from .demo_page import Method
@@ -44,14 +46,8 @@ def demo(out: Path) -> None:
     """
     from ..errors import require
 
-    for package, extra in (
-        ("torch", "train"),
-        ("onnx", "train"),
-        ("onnxscript", "train"),
-        ("sklearn", "scenes"),
-        ("skimage", "scenes"),
-    ):
-        require(package, extra=f"train,{extra}" if extra != "train" else "train,scenes", purpose="the demo")
+    for package in ("torch", "onnx", "onnxscript", "safetensors", "sklearn", "skimage", "matplotlib"):
+        require(package, extra="train,scenes", purpose="the demo")
     from rich.console import Console
 
     from ..errors import OutputError
@@ -66,9 +62,7 @@ def demo(out: Path) -> None:
             f"cannot write into '{out}': {error.strerror or error}; choose another folder with --out"
         ) from None
     with console.status("loading") as status:
-        methods = [
-            _prepare(form, title, out, lambda text: status.update(text), console) for form, title in FORMS.items()
-        ]
+        methods = [_prepare(form, title, out, status.update, console) for form, title in FORMS.items()]
         status.update("writing the page")
         page = write_page(out / "index.html", methods, *_truth(), seconds=time.perf_counter() - began)
     console.print(f"[bold]{page}[/bold] shows what was explained; open it in a browser.", highlight=False)
@@ -76,10 +70,8 @@ def demo(out: Path) -> None:
     click.echo(f"  saccade explain YOUR_PHOTO.jpg --bundle {methods[0].bundle}")
 
 
-def _prepare(form: str, title: str, out: Path, status: Callable[[str], None], console: object) -> Method:
+def _prepare(form: str, title: str, out: Path, status: Callable[[str], None], console: Console) -> Method:
     """Export one explainer, verify it, explain everything, measure its cost."""
-    from rich.console import Console
-
     from ..accel.bench import bench_engine
     from ..accel.engine import open_engine
     from ..accel.pipeline import explain_images
@@ -93,7 +85,6 @@ def _prepare(form: str, title: str, out: Path, status: Callable[[str], None], co
     from .data import sample_images
     from .demo_page import Method
 
-    assert isinstance(console, Console)
     bundle = out / "bundles" / f"scenes-resnet-ltx-{form}"
     explainer, record = load_checkpoint(WEIGHTS / f"scenes_resnet_ltx_{form}")
     images = sample_images(record.data, record.image_spec)

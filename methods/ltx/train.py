@@ -148,9 +148,8 @@ def _train_step(
     pixels = to_float(batch, explainer)
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
     with _autocast(pixels.device.type, config):
-        plain, selection, _ = explainer.predict(
-            explainee.normalise(pixels)
-        )  # frozen explainee: a graph for the network
+        # the explainee is frozen, so this leaves a graph for the network alone
+        plain, selection, _ = explainer.predict(explainee.normalise(pixels))
         mask = explainer.upsample(selection.float())
         views = [perturb(pixels, mask, baseline)]
         if config.complement > 0:
