@@ -80,10 +80,14 @@ class ScenesResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(c, len(CLASS_NAMES))
 
+    def features(self, x: Tensor) -> Tensor:
+        """Normalised images to the last feature map (N, 128, 12, 12)."""
+        features: Tensor = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        return features
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images to logits."""
-        features = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        logits: Tensor = self.fc(self.pool(features).flatten(1))
+        logits: Tensor = self.fc(self.pool(self.features(x)).flatten(1))
         return logits
 
 
@@ -103,8 +107,8 @@ class TransformerBlock(nn.Module):
         """Tokens (N, T, D) to tokens of the same shape."""
         n, t, d = tokens.shape
         q, k, v = self.qkv(self.norm1(tokens)).reshape(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d)
-        tokens = tokens + self.projection(mixed)
+        attention = (q * (d // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+        tokens = tokens + self.projection((attention.to(v.dtype) @ v).transpose(1, 2).reshape(n, t, d))
         out: Tensor = tokens + self.mlp(self.norm2(tokens))
         return out
 
@@ -118,8 +122,9 @@ class ScenesViT(nn.Module):
     def __init__(self, width: int = 128, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
         stem: list[nn.Module] = []
-        for inputs, outputs in ((3, width // 4), (width // 4, width // 2), (width // 2, width)):
-            stem += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        a, b = width // 4, width // 2
+        for inputs, outputs, stride in ((3, a, 2), (a, b, 2), (b, b, 1), (b, width, 2)):
+            stem += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.stem = nn.Sequential(*stem[:-1])
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position = nn.Parameter(torch.zeros(1, 1 + 12 * 12, width))
@@ -128,9 +133,14 @@ class ScenesViT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, len(CLASS_NAMES))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images to logits."""
+    def tokens(self, x: Tensor) -> Tensor:
+        """Normalised images to the last tokens (N, 1 + 144, 128), class token first, patches row by row."""
         patches = self.stem(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1) + self.position
-        logits: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
+        last: Tensor = self.norm(self.blocks(tokens))
+        return last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images to logits."""
+        logits: Tensor = self.head(self.tokens(x)[:, 0])
         return logits

@@ -16,7 +16,7 @@ from .config import LTXConfig
 
 __all__ = ["BilinearUpsample", "LTXExplainer", "MaskDecoder", "OwnBackbone", "build_ltx"]
 
-FLOOR = 0.2  # of the selection before it meets the evidence: what is not selected keeps its order, lower
+LIFT = 0.25  # added to the selection before it meets the evidence: what is not selected keeps its order, lower
 _BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
 _FINE_ENOUGH = 10  # positions a side; a finer mask only adds noise to the order of its pixels
 _MASK_PRIOR = 0.0  # logit of the mask before training: half of every pixel
@@ -26,38 +26,30 @@ class MaskDecoder(nn.Module):
     """A light decoder on frozen feature maps.
 
     Each map is projected to `width` channels, they meet at the finest resolution, and a read-out gives a selection in
-    (0, 1): one read-out that all classes share, plus what is learned for the predicted class, as evidence for one
-    class is not evidence for another. Everything is 1×1, since the maps' receptive fields are wide already; so the
-    explanation costs a few percent of the prediction.
+    (0, 1). Everything is 1×1, since the maps' receptive fields are wide already; so the explanation costs a few percent
+    of the prediction.
 
     Args:
         shapes: (channels, height, width) of the maps, coarsest first.
         width: channels inside.
-        classes: number of classes.
     """
 
-    def __init__(self, shapes: Sequence[FeatureShape], width: int, classes: int) -> None:
+    def __init__(self, shapes: Sequence[FeatureShape], width: int) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)) for channels, _, _ in shapes
         )
-        self.shared = nn.Linear(width, 1)
-        self.by_class = nn.Embedding(classes, width)
-        nn.init.zeros_(self.by_class.weight)
-        nn.init.constant_(self.shared.bias, _MASK_PRIOR)
+        self.read = nn.Conv2d(width, 1, 1)
+        nn.init.constant_(self.read.bias, _MASK_PRIOR)  # type: ignore[arg-type]
 
-    def forward(self, maps: Sequence[Tensor], predicted: Tensor) -> Tensor:
-        """The selection (N, 1, h, w) in (0, 1) at the finest map's resolution.
-
-        Args:
-            maps: feature maps (N, C, h, w), coarsest first.
-            predicted: the predicted class, int64 (N,).
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Feature maps (N, C, h, w), coarsest first, to the selection (N, 1, h, w) in (0, 1) at the finest map's
+        resolution.
         """
         size = maps[-1].shape[-2:]
         parts = [_enlarge(project(features), size) for project, features in zip(self.projections, maps, strict=True)]
-        hidden = F.relu(sum(parts[1:], parts[0]))
-        weights = self.shared.weight + self.by_class.weight  # constants, so the sum is not in an exported graph
-        return (_weigh(hidden, F.embedding(predicted, weights)) + self.shared.bias).sigmoid()
+        selection: Tensor = self.read(F.relu(sum(parts[1:], parts[0]))).sigmoid()
+        return selection
 
 
 def _weigh(maps: Tensor, weights: Tensor) -> Tensor:
@@ -153,7 +145,8 @@ class LTXExplainer(nn.Module):
         head: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.upsample = BilinearUpsample(grid, explainee.image_spec.size)
+        largest = 1 if head is None else 1 + LIFT  # the largest value before up-sampling
+        self.upsample = BilinearUpsample(grid, explainee.image_spec.size, 1 / largest)
         self.explainee = explainee
         self.classifier = explainee.model
         self.network = network
@@ -170,7 +163,7 @@ class LTXExplainer(nn.Module):
             weights = F.embedding(logits.argmax(1), self.head)
             activation = _weigh(maps[self.layers[0]], weights).clamp_min(1e-6)
             evidence = activation / activation.amax((2, 3), keepdim=True)
-            selection = (FLOOR + (1 - FLOOR) * selection) * _enlarge(evidence, selection.shape[-2:])
+            selection = (selection + LIFT) * _enlarge(evidence, selection.shape[-2:])
         return logits, self.upsample(selection)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -181,7 +174,7 @@ class LTXExplainer(nn.Module):
             logits = self.classifier(images)
         if isinstance(self.network, OwnBackbone):
             return logits, self.network(images), maps
-        return logits, self.network([maps[name] for name in self.layers], logits.argmax(1)), maps
+        return logits, self.network([maps[name] for name in self.layers]), maps
 
     def train(self, mode: bool = True) -> LTXExplainer:
         """Switch the network; the explainee stays in eval mode."""
@@ -198,14 +191,15 @@ class BilinearUpsample(nn.Module):
     Args:
         source: (height, width) of the maps.
         size: (height, width) of the result.
+        scale: all values times this.
     """
 
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, source: tuple[int, int], size: tuple[int, int]) -> None:
+    def __init__(self, source: tuple[int, int], size: tuple[int, int], scale: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("rows", _BELOW_ONE * _interpolation_matrix(source[0], size[0]), persistent=False)
+        self.register_buffer("rows", scale * _BELOW_ONE * _interpolation_matrix(source[0], size[0]), persistent=False)
         self.register_buffer("columns", _interpolation_matrix(source[1], size[1]).T.contiguous(), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -230,8 +224,7 @@ def build_ltx(explainee: Explainee, config: LTXConfig) -> LTXExplainer:
     shapes = feature_shapes(explainee.model, layers, explainee.image_spec)
     network: MaskDecoder | OwnBackbone
     if config.form == "shared":
-        classes = len(explainee.class_names)
-        network = MaskDecoder(shapes, config.width or max(32, shapes[-1][0] // 8), classes)
+        network = MaskDecoder(shapes, config.width or max(32, shapes[-1][0] // 8))
     else:
         network = OwnBackbone(explainee.model, layers[0], shapes[0][0])
     head = linear_head(explainee.model, layers[0], explainee.image_spec) if config.evidence else None

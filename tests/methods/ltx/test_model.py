@@ -107,7 +107,7 @@ def test_saturated_masks_stay_in_the_unit_interval(explainee: Explainee, images:
     with torch.no_grad():
         for bias, value in ((1000.0, 1.0), (-1000.0, 0.0)):
             network: Any = explainer.network
-            (network.read if config.form == "own" else network.shared).bias.fill_(bias)
+            network.read.bias.fill_(bias)
             mask = explainer(images)[1]
             assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
             assert float(mask.mean()) == pytest.approx(value, abs=1e-6)
@@ -134,14 +134,15 @@ def test_a_batch_is_explained_as_its_images_are_one_by_one(
     torch.testing.assert_close(torch.cat([single[1] for single in singles]), mask, rtol=0, atol=1e-6)
 
 
-def read_by_hand(decoder: Any, hidden: Tensor, predicted: Tensor) -> Tensor:
-    """One position at a time: the shared read-out plus that of the image's class."""
+def read_by_hand(decoder: Any, hidden: Tensor) -> Tensor:
+    """One position at a time: the same weights at each."""
     small = torch.zeros(len(hidden), 1, *hidden.shape[2:])
-    for n, label in enumerate(predicted):
-        weights = decoder.shared.weight[0] + decoder.by_class.weight[label]
+    for n in range(len(hidden)):
         for y in range(hidden.shape[2]):
             for x in range(hidden.shape[3]):
-                small[n, 0, y, x] = torch.sigmoid(weights @ hidden[n, :, y, x] + decoder.shared.bias[0])
+                small[n, 0, y, x] = torch.sigmoid(
+                    decoder.read.weight[0, :, 0, 0] @ hidden[n, :, y, x] + decoder.read.bias
+                )
     return small
 
 
@@ -185,7 +186,7 @@ def test_a_shared_mask_is_the_decoder_on_the_captured_maps(explainee: Explainee,
         late = model.late(early)
         total = decoder.projections[1](early)
         total = total + decoder.projections[0](late).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        small = read_by_hand(decoder, torch.clamp(total, min=0), explainee.model(images).argmax(1))
+        small = read_by_hand(decoder, torch.clamp(total, min=0))
         expected = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
         mask = explainer(images)[1]
     torch.testing.assert_close(mask, expected, rtol=0, atol=2e-6)
@@ -314,7 +315,7 @@ def test_three_layers_of_odd_ratios_meet_at_the_finest(pyramid: Explainee, rng: 
         parts = [project(maps) for project, maps in zip(decoder.projections, (coarse, middle, fine), strict=True)]
         assert {part.shape[1] for part in parts} == {7}
         total = sum(nearest_by_hand(part, 27) for part in parts)
-        small = read_by_hand(decoder, total.clamp(min=0), pyramid.model(images).argmax(1))
+        small = read_by_hand(decoder, total.clamp(min=0))
         expected = F.interpolate(small, size=(55, 55), mode="bilinear", align_corners=False)
         mask = explainer(images)[1]
     torch.testing.assert_close(mask, expected, rtol=0, atol=2e-6)
@@ -341,7 +342,7 @@ def test_the_width_is_an_eighth_of_the_finest_maps_unless_given(width: int, chan
     explainee = Explainee(model, ImageSpec(size=(16, 16)), ("a", "b"), "python:a:b", "pretrained", fingerprint(model))
     decoder = build_ltx(explainee, LTXConfig(width=width)).network
     assert isinstance(decoder, MaskDecoder)
-    assert decoder.shared.in_features == expected
+    assert decoder.read.in_channels == expected
 
 
 def test_an_explainer_shares_the_explainees_model(explainee: Explainee) -> None:
