@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from ..contracts import Uint8
 from .engine import Engine
+from .memory import peak_mib, reset_peak
 
 __all__ = ["BenchRow", "bench_engine", "machine"]
 
@@ -89,7 +90,7 @@ def _bench(
     engine: Engine, batch: int, seconds: float, min_runs: int, on_progress: Callable[[int, float], None]
 ) -> BenchRow:
     images = _images(engine, batch)
-    _reset_peak()
+    reset_peak()
     for _ in range(3):
         engine.run(images)
         engine.probabilities(images)
@@ -115,7 +116,7 @@ def _bench(
         forwards=float(np.median(ratios)),
         forwards_low=float(np.percentile(ratios, 25)),
         forwards_high=float(np.percentile(ratios, 75)),
-        peak_mib=_peak_mib(),
+        peak_mib=peak_mib(),
     )
 
 
@@ -123,25 +124,6 @@ def _images(engine: Engine, batch: int) -> Uint8:
     """The bundle's golden images, repeated to the batch."""
     golden = engine.bundle.golden.images
     return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
-
-
-def _reset_peak() -> None:
-    try:
-        with open("/proc/self/clear_refs", "w") as stream:
-            stream.write("5")
-    except OSError:
-        pass  # not Linux, or not allowed: the peak is then that of the whole process
-
-
-def _peak_mib() -> float | None:
-    try:
-        with open("/proc/self/status") as stream:
-            for line in stream:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    return None
 
 
 def _processor() -> str:

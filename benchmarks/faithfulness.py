@@ -1,10 +1,10 @@
-"""Are the explainers that come with Saccade faithful? Held-out planted scenes, beside Grad-CAM of the same classifier.
+"""How good are the explanations of the scenes models? All explainers of each model on held-out planted scenes.
 
-    python benchmarks/faithfulness.py                     the committed checkpoints, 500 scenes
-    python benchmarks/faithfulness.py runs/shared runs/own  other checkpoints
+    python benchmarks/faithfulness.py                         the committed models and checkpoints, 500 scenes
+    python benchmarks/faithfulness.py --checkpoints runs/a runs/b   other checkpoints of the same models
 
-Bundles are exported to a temporary folder; all numbers come from ONNX Runtime. Prints a table and writes
-benchmarks/results/faithfulness.json.
+Checkpoints are exported to temporary bundles, and every number of theirs comes from ONNX Runtime. Writes
+docs/explainers-on-scenes.md and benchmarks/results/faithfulness.json.
 """
 
 from __future__ import annotations
@@ -12,126 +12,169 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress
 
 from saccade.accel.bench import machine
-from saccade.accel.engine import Engine, open_engine
+from saccade.accel.engine import open_engine
+from saccade.cli.contenders import bundle_contender, explainee_contender
 from saccade.cli.data import sample_images
-from saccade.evaluate.metrics import box_hits, insertion_deletion, inside_outside
-from saccade.evaluate.scenes import SceneBatch, SceneSource
+from saccade.cli.evaluate import record
+from saccade.cli.evaluation import Contender, Evaluation, decimals, evaluate_contenders
+from saccade.cli.evaluation_data import ScenesData
+from saccade.cli.options import SHORT_SPECS
+from saccade.contracts import Uint8
+from saccade.errors import ModelError
+from saccade.evaluate.baselines import centre_gaussian, random_masks
+from saccade.evaluate.metrics import Predict, make_metrics
 from saccade.evaluate.weights_folder import WEIGHTS
 from saccade.export.write_bundle import export_ltx
-from saccade.methods.explainee import Explainee
-from saccade.methods.features import capture
-from saccade.methods.ltx.checkpoint import load_checkpoint
+from saccade.methods.explainee import Explainee, load_explainee
+from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 
-RESULTS = Path(__file__).parent / "results"
-FILL = (128, 128, 128)
+ROOT = Path(__file__).parents[1]
 FIRST = 20_000  # scenes of the test split that no setting was chosen on; 10,000 … 10,149 were used for that
+METRICS = (
+    "pointing-box",
+    "contrast",
+    "precision",
+    "insertion",
+    "deletion",
+    "positive",
+    "negative",
+    "adp",
+    "add",
+    "sic",
+    "aic",
+    "miou",
+    "f1",
+    "area",
+    "smoothness",
+    "sensitivity",
+    "randomisation",
+)
 
 
-def grad_cam(explainee: Explainee, images: np.ndarray, layer: str) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017) of the predicted class: ReLU of the maps weighted by their mean gradients; (N,
-    H, W).
-    """
-    maps_all = []
-    for start in range(0, len(images), 100):
-        pixels = torch.from_numpy(images[start : start + 100]).permute(0, 3, 1, 2).float() / 255
-        with capture(explainee.model, [layer]) as maps, torch.enable_grad():
-            logits = explainee.model(explainee.normalise(pixels).requires_grad_(True))
-            features = maps[layer]
-            (gradient,) = torch.autograd.grad(logits.max(1).values.sum(), features)
-        weights = gradient.mean((2, 3), keepdim=True)
-        cam = F.relu((weights * features).sum(1, keepdim=True))
-        cam = F.interpolate(cam, explainee.image_spec.size, mode="bilinear", align_corners=False)[:, 0].detach()
-        maps_all.append((cam / cam.amax((1, 2), keepdim=True).clamp_min(1e-12)).numpy())
-    return np.concatenate(maps_all)
+def checkpoints_of(spec: str, folders: Sequence[Path]) -> list[Path]:
+    """Those that explain a model."""
+    return [folder for folder in folders if read_record(folder).explainee == spec]
 
 
-def measure(engine: Engine, scenes: SceneBatch, masks: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    """All metrics of one set of masks (N, H, W), and each image's insertion minus deletion."""
-    curves = insertion_deletion(engine.probabilities, scenes.images, masks, target, fill=FILL)
-    inside, outside = inside_outside(masks, scenes.evidence)
-    gain = curves.insertion_auc - curves.deletion_auc
-    return {
-        "pointing": float(box_hits(masks, scenes.boxes).mean()),
-        "inside": float(inside.mean()),
-        "outside": float(outside.mean()),
-        "ratio": float(inside.mean() / outside.mean()),
-        "insertion": float(curves.insertion_auc.mean()),
-        "deletion": float(curves.deletion_auc.mean()),
-        "insertion - deletion": float(gain.mean()),
-        "per image": gain,
-    }
+def predict_with(explainee: Explainee) -> Predict:
+    """The classifier in PyTorch, for a model that no bundle holds."""
+
+    def predict(images: Uint8) -> np.ndarray[Any, Any]:
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            return explainee.model(explainee.normalise(pixels)).softmax(1).numpy()
+
+    return predict
 
 
-def rows(checkpoints: list[Path], count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and numbers, one explainer after the other; Grad-CAM last."""
-    scenes = SceneSource("test").batch(range(FIRST, FIRST + count))
-    with tempfile.TemporaryDirectory() as folder:
-        for checkpoint in checkpoints:
-            explainer, record = load_checkpoint(checkpoint)
-            gate = sample_images(record.data, record.image_spec)
-            bundle = export_ltx(explainer, record, gate, Path(folder) / checkpoint.name)
-            engine = open_engine(bundle)
-            answers = [engine.run(scenes.images[start : start + 50]) for start in range(0, count, 50)]
-            masks = np.concatenate([answer.mask[:, 0] for answer in answers])
-            target = np.concatenate([answer.target for answer in answers])
-            numbers = measure(engine, scenes, masks, target)
-            numbers["accuracy"] = float((target == scenes.labels).mean())
-            yield f"LTX, {record.config.form}", numbers
-        cam = grad_cam(explainer.explainee, scenes.images, "stage3")
-        yield "Grad-CAM", measure(engine, scenes, cam, target)
+def evaluate_model(spec: str, folders: Sequence[Path], data: ScenesData, progress: Progress) -> Evaluation:
+    """All explainers of one model."""
+    explainee = load_explainee(spec)
+    predict = predict_with(explainee)
+    with ExitStack() as stack:
+        contenders: list[Contender] = []
+        for folder in checkpoints_of(spec, folders):
+            explainer, about = load_checkpoint(folder)
+            target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"LTX {about.config.form}"
+            engine = open_engine(export_ltx(explainer, about, sample_images(about.data, about.image_spec), target))
+            contenders.append(bundle_contender(engine, stack))
+            predict = engine.probabilities
+        for name in ("grad-cam", "integrated-gradients"):
+            try:
+                contenders.append(explainee_contender(name, explainee))
+            except ModelError as error:
+                progress.console.print(f"{spec}: no {name}: {error}")
+        contenders += [
+            Contender("centre", centre_gaussian(), centre_gaussian),
+            Contender("random", random_masks(), random_masks),
+        ]
+        bars = {entry.name: progress.add_task(f"{spec} {entry.name}", total=data.count) for entry in contenders}
+        return evaluate_contenders(
+            contenders,
+            make_metrics(METRICS),
+            data,
+            predict,
+            on_progress=lambda name, done: progress.update(bars[name], completed=done),
+        )
+
+
+def table(result: Evaluation) -> str:
+    """A Markdown table, a metric per row."""
+    lines = [
+        "| metric | " + " | ".join(score.name for score in result.scores) + " |",
+        "|---|" + "---|" * len(result.scores),
+    ]
+    for metric in result.metrics:
+        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+        cells = []
+        for score in result.scores:
+            value = score.values.get(metric.name)
+            if value is None or not value.images:
+                cells.append("–")
+                continue
+            digits = decimals(value)
+            cells.append(f"{value.value:.{digits}f} ({value.low:.{digits}f}–{value.high:.{digits}f})")
+        lines.append(f"| {metric.name}{arrow} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_docs(results: dict[str, Evaluation], data: ScenesData) -> None:
+    """The page in docs/."""
+    text = [
+        "# All explainers on planted scenes",
+        "",
+        f"{data.count} scenes of the test split from index {data.first} on, which no setting was chosen on. "
+        "Explained and watched is the predicted class; removed pixels are grey (128); 16 steps; in brackets the 95 % "
+        "bootstrap interval over the scenes. `saccade evaluate x --metrics help` says what each metric is.",
+        "",
+        "This page is written by `python benchmarks/faithfulness.py`.",
+    ]
+    for spec, result in results.items():
+        text += ["", f"## {spec}, {result.accuracy:.1%} right", "", table(result)]
+    text += [
+        "",
+        "*random* and *centre* (a Gaussian in the middle) do not look at the image; they say what a metric gives for "
+        "nothing. A *randomisation* of 1 means that the mask does not change when the model's weights are shuffled.",
+    ]
+    (ROOT / "docs" / "explainers-on-scenes.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "checkpoints",
-        nargs="*",
-        type=Path,
-        default=[WEIGHTS / "scenes_resnet_ltx_shared", WEIGHTS / "scenes_resnet_ltx_own"],
+        "--checkpoints", nargs="*", type=Path, default=sorted(path.parent for path in WEIGHTS.glob("*/checkpoint.json"))
     )
     parser.add_argument("--count", type=int, default=500, help="number of held-out scenes")
-    parser.add_argument("--out", type=Path, default=RESULTS / "faithfulness.json")
+    parser.add_argument("--models", nargs="*", choices=sorted(SHORT_SPECS), default=sorted(SHORT_SPECS))
+    parser.add_argument("--dry", action="store_true", help="print the tables, write nothing")
     arguments = parser.parse_args()
-    results = dict(rows(arguments.checkpoints, arguments.count))
-    rival = results["Grad-CAM"]["per image"]
-    table = Table(
-        "explainer", "pointing", "inside/outside", "insertion", "deletion", "ins - del", "more than Grad-CAM", box=None
+    data = ScenesData(96, arguments.count, FIRST)
+    console = Console(width=160)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        results = {
+            name: evaluate_model(SHORT_SPECS[name], arguments.checkpoints, data, progress) for name in arguments.models
+        }
+    for name, result in results.items():
+        console.print(f"{name}\n{table(result)}\n", markup=False)
+    if arguments.dry:
+        return
+    write_docs(results, data)
+    about = {"scenes": data.count, "first": FIRST, "split": "test", "machine": machine()}
+    stored = {name: record(result, {}) for name, result in results.items()}
+    (ROOT / "benchmarks" / "results" / "faithfulness.json").write_text(
+        json.dumps({**about, "models": stored}, indent=1) + "\n", encoding="utf-8"
     )
-    for name, numbers in results.items():
-        more = numbers.pop("per image") - rival
-        numbers["more than Grad-CAM"] = float(more.mean())
-        numbers["its standard error"] = float(more.std() / len(more) ** 0.5)
-        table.add_row(
-            name,
-            f"{numbers['pointing']:.1%}",
-            f"{numbers['ratio']:.1f}",
-            f"{numbers['insertion']:.4f}",
-            f"{numbers['deletion']:.4f}",
-            f"{numbers['insertion - deletion']:.4f}",
-            f"{numbers['more than Grad-CAM']:+.4f} ± {numbers['its standard error']:.4f}",
-        )
-    Console(width=110).print(table)
-    about = {
-        "scenes": arguments.count,
-        "first": FIRST,
-        "split": "test",
-        "fill": FILL,
-        "machine": machine(),
-        "results": results,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ _NEEDS = (  # package, what for, extra; the core packages have no extra
     ("torchvision", "torchvision: models", "models"),
     ("timm", "timm: models", "models"),
     ("transformers", "hf: models", "models"),
+    ("scipy", "AIC, SIC, the sanity check", "evaluate"),
+    ("captum", "baselines to compare with", "evaluate"),
     ("scikit-image", "planted scenes", "scenes"),
     ("scikit-learn", "planted scenes", "scenes"),
     ("matplotlib", "planted scenes", "scenes"),

@@ -109,6 +109,12 @@ def tiny_bundle_kept(tiny_explainee: Explainee, tmp_path_factory: pytest.TempPat
     return make_bundle(tiny_explainee, tmp_path_factory.mktemp("bundles") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def tiny_own_bundle_kept(tiny_explainee: Explainee, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny model with another explainer; read only."""
+    return make_bundle(tiny_explainee, tmp_path_factory.mktemp("bundles") / "tiny-own", form="own")
+
+
 @pytest.fixture
 def tiny_bundle(tiny_bundle_kept: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""

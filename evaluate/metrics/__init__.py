@@ -21,11 +21,21 @@ Example:
 
 from .catalogue import METRIC_NAMES, QUICK, QUICK_WITH_EVIDENCE, make_metrics
 from .information import InformationCurve, aic, sic
-from .localisation import F1, AveragePrecision, Contrast, MeanIoU, PixelAccuracy, Pointing, Precision, RowF1
+from .localisation import (
+    F1,
+    AveragePrecision,
+    Contrast,
+    MeanIoU,
+    PixelAccuracy,
+    Pointing,
+    PointingBox,
+    Precision,
+    RowF1,
+)
 from .masking import ADD, ADP, PIC
 from .metric import Metric
 from .perturbation import Perturbation, deletion, insertion, negative_perturbation, positive_perturbation
-from .run import Oracle, measure
+from .run import Explain, Predict, measure
 from .sample import Sample
 from .shape import Area, AreaError, TotalVariation, overlap
 from .stability import NoiseSensitivity, Randomisation
@@ -44,15 +54,17 @@ __all__ = [
     "AveragePrecision",
     "Contrast",
     "Estimate",
+    "Explain",
     "InformationCurve",
     "MeanIoU",
     "Metric",
     "NoiseSensitivity",
-    "Oracle",
     "Perturbation",
     "PixelAccuracy",
     "Pointing",
+    "PointingBox",
     "Precision",
+    "Predict",
     "Randomisation",
     "RowF1",
     "Sample",

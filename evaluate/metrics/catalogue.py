@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 
 from ...errors import UsageError, suggest
 from .information import aic, sic
-from .localisation import F1, AveragePrecision, Contrast, MeanIoU, PixelAccuracy, Pointing, Precision, RowF1
+from .localisation import (
+    F1,
+    AveragePrecision,
+    Contrast,
+    MeanIoU,
+    PixelAccuracy,
+    Pointing,
+    PointingBox,
+    Precision,
+    RowF1,
+)
 from .masking import ADD, ADP, PIC
 from .metric import Metric
 from .perturbation import Protocol, deletion, insertion, negative_perturbation, positive_perturbation
@@ -29,6 +39,7 @@ _OTHERS: dict[str, Callable[[], Metric]] = {
     "aic": aic,
     "sic": sic,
     "pointing": Pointing,
+    "pointing-box": PointingBox,
     "precision": Precision,
     "contrast": Contrast,
     "pa": PixelAccuracy,
@@ -78,5 +89,5 @@ def make_metrics(
         elif name in _OTHERS:
             metrics.append(_OTHERS[name]())
         else:
-            raise UsageError(f"there is no metric '{name}'{suggest(name, METRIC_NAMES)}")
+            raise UsageError(f"there is no metric '{name}'; {suggest(name, METRIC_NAMES)}")
     return metrics

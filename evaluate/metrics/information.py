@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...contracts import Uint8
-from ...errors import require
+from ...errors import UsageError, require
 from .metric import Answers, Metric, Rows
 from .probes import Answer, Unchanged, _Predicted
 from .sample import Sample
@@ -40,6 +40,8 @@ class Focus(_Predicted):
     def render(self, sample: Sample) -> tuple[Uint8, NDArray[np.float64]]:
         """One copy for the seed, one per threshold, and the image."""
         height, width = sample.mask.shape
+        if min(height, width) < 2:
+            raise UsageError(f"{sample.name}: AIC and SIC interpolate over an area, not over {height}×{width} pixels")
         known = np.zeros(height * width, dtype=np.bool_)
         generator = np.random.default_rng(sample.seed)
         known[generator.choice(known.size, int(known.size * self.seed_share), replace=False)] = True
@@ -144,7 +146,7 @@ def reveal_by_interpolation(image: Uint8, known: NDArray[np.bool_]) -> Uint8:
     )
     outside = np.isnan(values).any(1)  # but rounding may place one there
     values[outside] = image.mean((0, 1))
-    result[~known] = np.round(values).astype(np.uint8)
+    result[~known] = np.round(values.astype(np.float32)).astype(np.uint8)  # as PAIR: exact halves are common
     return result
 
 

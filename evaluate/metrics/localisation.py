@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from .metric import Answers, Metric, Rows
 from .sample import Sample
 
-__all__ = ["F1", "AveragePrecision", "Contrast", "MeanIoU", "PixelAccuracy", "Pointing", "Precision", "RowF1"]
+__all__ = [
+    "F1",
+    "AveragePrecision",
+    "Contrast",
+    "MeanIoU",
+    "PixelAccuracy",
+    "Pointing",
+    "PointingBox",
+    "Precision",
+    "RowF1",
+]
 
 
 class _AgainstEvidence(Metric):
@@ -42,6 +52,23 @@ class Pointing(_AgainstEvidence):
             return (100.0,)
         rows, columns = np.nonzero(evidence)
         return (100.0 * bool(((rows - y) ** 2 + (columns - x) ** 2).min() < self.tolerance**2),)
+
+
+@dataclass(frozen=True)
+class PointingBox(_AgainstEvidence):
+    """Pointing game against the bounding box of the ground truth in percent, higher is better: is the peak in it?
+
+    The peak is that of `Pointing`.
+    """
+
+    name: str = "pointing-box"
+
+    def row(self, sample: Sample, answers: Answers) -> tuple[float]:
+        """100 or 0."""
+        rows, columns = np.nonzero(_evidence(sample))
+        box = np.zeros(sample.mask.shape, dtype=np.bool_)
+        box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+        return Pointing(0).row(replace(sample, evidence=box), answers)
 
 
 @dataclass(frozen=True)
@@ -83,7 +110,8 @@ class Contrast(_AgainstEvidence):
 
     def aggregate(self, rows: Rows) -> float:
         """Ratio of the means: one image whose mask is nearly zero outside does not decide it; infinite if all are."""
-        inside, outside = rows[~np.isnan(rows[:, 0])].mean(0) if len(rows) else (np.nan, np.nan)
+        counted = rows[~np.isnan(rows[:, 0])]
+        inside, outside = counted.mean(0) if len(counted) else (np.nan, np.nan)
         return float(inside / outside) if outside > 0 else (np.inf if inside > 0 else np.nan)
 
 
@@ -176,9 +204,9 @@ class F1(_Segmentation):
 
 @dataclass(frozen=True)
 class RowF1(_Segmentation):
-    """F1 as in the published code, to compare with published numbers: it takes the rows of an image for the samples
-    of a batch, so it is the mean of the rows' F1, in percent; a row without foreground in truth and mask counts 0. A perfect
-    mask does not reach 100.
+    """F1 as in the published code, to compare with published numbers: the mean F1 of an image's rows in percent, as
+    that code takes the rows for the samples of a batch. A row without foreground counts 0, so a perfect mask does not
+    reach 100.
     """
 
     name: str = "f1-rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -35,6 +36,11 @@ class Metric(ABC):
     name: str
     higher_is_better: ClassVar[bool | None] = True
     needs_evidence: ClassVar[bool] = False
+
+    @property
+    def summary(self) -> str:
+        """One sentence about it."""
+        return " ".join((inspect.getdoc(type(self)) or "").split("\n\n")[0].split())
 
     def probes(self, sample: Sample) -> Sequence[Probe]:
         """The altered copies that the metric wants to see answered."""

@@ -66,6 +66,12 @@ class Perturbation(Metric):
         """Removing what matters should hurt, removing what does not should not."""
         return self.first == "least"
 
+    @property
+    def summary(self) -> str:
+        """One sentence about it."""
+        what = "probability" if self.response == "probability" else "accuracy"
+        return f"Area under the curve of the {what} while pixels are removed, {self.first} important first."
+
     def probes(self, sample: Sample) -> list[Unchanged | Remove | Bare]:
         """The curve's points in order; its ends are the same copies for every curve of this image and fill."""
         inner = tuple(share for share in self.grid if 0 < share < 1)

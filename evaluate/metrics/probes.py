@@ -76,6 +76,8 @@ class _Predicted:
 
     def digest(self, sample: Sample, outputs: NDArray[Any], notes: NDArray[np.float64] | None) -> Answer:
         """Probability of the target, and whether it is the prediction."""
+        if outputs.ndim != 2:
+            raise UsageError(f"a classifier answers with probabilities (N, K), not {outputs.shape}")
         if not 0 <= sample.target < outputs.shape[1]:
             raise UsageError(
                 f"{sample.name}: class {sample.target} is none of the {outputs.shape[1]} that the classifier knows"
@@ -125,7 +127,7 @@ class Remove(_Predicted):
         done = 0
         for index, share in enumerate(self.shares):
             copies[index] = copies[index - 1] if index else sample.image
-            upto = int(np.floor(share * order.size + 1e-9))  # 0.29 · 100 is 28.999… in floating point
+            upto = int(np.floor(share * order.size + 1e-6))  # 0.29 · 100 is 28.999… in floating point
             copies[index].reshape(-1, 3)[order[done:upto]] = filled[order[done:upto]]
             done = upto
         return copies, None

@@ -15,18 +15,21 @@ from .metric import Metric
 from .probes import PREDICT, Probe
 from .sample import Sample
 
-__all__ = ["Oracle", "measure"]
+__all__ = ["Explain", "Predict", "measure"]
 
-Oracle = Callable[[Uint8], NDArray[Any]]
-"""From images uint8 (B, H, W, 3) to one answer per image: probabilities (B, K), or masks (B, H, W)."""
+Predict = Callable[[Uint8], NDArray[Any]]
+"""From images uint8 (B, H, W, 3) to probabilities (B, K)."""
+
+Explain = Callable[[Uint8, NDArray[np.int64]], NDArray[Any]]
+"""From images uint8 (B, H, W, 3) and the classes to explain, int64 (B,), to masks (B, H, W)."""
 
 
 def measure(
     metrics: Sequence[Metric],
     samples: Iterable[Sample],
-    predict: Oracle,
+    predict: Predict,
     *,
-    others: Mapping[str, Oracle] | None = None,
+    explainers: Mapping[str, Explain] | None = None,
     batch_size: int = 64,
     on_done: Callable[[int], None] = lambda done: None,
 ) -> dict[str, NDArray[np.float64]]:
@@ -39,29 +42,38 @@ def measure(
         metrics: with different names.
         samples: images of one size with their masks; read once.
         predict: the classifier.
-        others: further oracles by the name that probes ask for, such as ``{"explain": …}`` for masks.
-        batch_size: copies per call of an oracle.
+        explainers: who gives masks, by the name that probes ask for: ``"explain"`` for the sensitivity to noise,
+            ``"randomised"`` for the sanity check.
+        batch_size: copies per call.
         on_done: told the number of samples done.
 
     Returns:
         For each metric's name its rows (N, L), in the order of the samples.
 
     Raises:
-        UsageError: no samples, images of different sizes, a metric without its ground truth or its oracle.
+        UsageError: no samples, images of different sizes, a metric without its ground truth or its explainer.
     """
-    oracles = {PREDICT: predict, **(others or {})}
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two metrics have the same name: {', '.join(names)}; give one of them another `name`")
+    oracles: dict[str, Explain] = {PREDICT: lambda images, target: predict(images), **(explainers or {})}
     queues: dict[str, _Queue] = {}
     rows: dict[str, list[NDArray[np.float64] | None]] = {metric.name: [] for metric in metrics}
     done = 0
+    shape: tuple[int, ...] | None = None
     for index, sample in enumerate(samples):
+        shape = shape or sample.image.shape
+        if sample.image.shape != shape:
+            raise UsageError(f"{sample.name}: {sample.image.shape[:2]} pixels, but the first image had another size")
         for metric in metrics:
             rows[metric.name].append(None)
         task = _Task(index, sample, list(metrics))
         for probe in task.wanted():
             if probe.asks not in oracles:
-                raise UsageError(f"a metric asks for '{probe.asks}', which was not given")
-            queue = queues.setdefault(probe.asks, _Queue(oracles[probe.asks], batch_size, sample.image.shape))
-            queue.add(task, probe)
+                raise UsageError(f"a metric asks for the explainer '{probe.asks}', which was not given")
+            if probe.asks not in queues:
+                queues[probe.asks] = _Queue(oracles[probe.asks], batch_size, shape)
+            queues[probe.asks].add(task, probe)
         done += _collect([task], queues.values(), rows)
         on_done(done)
     for queue in queues.values():
@@ -105,9 +117,9 @@ class _Part:
 
 
 class _Queue:
-    """Fills batches for one oracle."""
+    """Fills batches for one who answers."""
 
-    def __init__(self, oracle: Oracle, batch_size: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, oracle: Explain, batch_size: int, shape: tuple[int, ...]) -> None:
         if batch_size < 1:
             raise UsageError(f"a batch has at least one image, not {batch_size}")
         self.oracle = oracle
@@ -119,8 +131,6 @@ class _Queue:
     def add(self, task: _Task, probe: Probe) -> None:
         """Put the probe's copies into the batch, and ask whenever it is full."""
         copies, notes = probe.render(task.sample)
-        if copies.shape[1:] != self.buffer.shape[1:]:
-            raise UsageError(f"{task.sample.name}: {copies.shape[1:3]} pixels, but the first image had another size")
         part = _Part(task, probe, notes, len(copies))
         taken = 0
         while taken < len(copies):
@@ -136,9 +146,12 @@ class _Queue:
         """Ask about what is in the batch, and hand out the answers."""
         if not self.filled:
             return
-        answers = np.asarray(self.oracle(self.buffer[: self.filled]))
-        if len(answers) != self.filled:
-            raise UsageError(f"a batch of {self.filled} images got {len(answers)} answers")
+        target = np.array([part.task.sample.target for part, start, stop in self.spans for _ in range(start, stop)])
+        answers = np.array(self.oracle(self.buffer[: self.filled], target))  # a copy: it may be a view of the batch
+        if answers.ndim < 1 or len(answers) != self.filled:
+            raise UsageError(f"a batch of {self.filled} images got {len(answers) if answers.ndim else 1} answers")
+        if not np.isfinite(answers).all():
+            raise UsageError("the classifier or the explainer gave an answer that is not finite")
         for part, start, stop in self.spans:
             part.outputs.append(answers[start:stop])
             if sum(map(len, part.outputs)) == part.count:

@@ -28,7 +28,8 @@ class Sample:
         name: for messages.
 
     Raises:
-        UsageError: shapes that do not fit, a mask that is not finite, or ground truth without a pixel.
+        UsageError: shapes that do not fit, a mask that is not of finite floating-point numbers, or ground truth without
+            a pixel.
     """
 
     image: Uint8
@@ -44,11 +45,15 @@ class Sample:
             raise UsageError(f"{self.name}: an image is uint8 (H, W, 3), not {image.dtype} {image.shape}")
         if mask.shape != image.shape[:2]:
             raise UsageError(f"{self.name}: a mask of {mask.shape} does not belong to an image of {image.shape[:2]}")
+        if not np.issubdtype(mask.dtype, np.floating):
+            raise UsageError(f"{self.name}: a mask is of floating-point numbers, not {mask.dtype}")
         if not np.isfinite(mask).all():
             raise UsageError(f"{self.name}: the mask has values that are not finite")
         if self.evidence is not None:
             if self.evidence.shape != mask.shape or self.evidence.dtype != np.bool_:
-                raise UsageError(f"{self.name}: ground truth is bool {mask.shape}, not {self.evidence.shape}")
+                raise UsageError(
+                    f"{self.name}: ground truth is bool {mask.shape}, not {self.evidence.dtype} {self.evidence.shape}"
+                )
             if not self.evidence.any():
                 raise UsageError(f"{self.name}: the ground truth has no pixel")
 

@@ -39,7 +39,7 @@ class Noisy:
 
     def digest(self, sample: Sample, outputs: NDArray[Any], notes: NDArray[np.float64] | None) -> NDArray[Any]:
         """The masks, (draws, H, W)."""
-        return outputs
+        return _same_size(sample, outputs)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Again:
 
     def digest(self, sample: Sample, outputs: NDArray[Any], notes: NDArray[np.float64] | None) -> NDArray[Any]:
         """The mask, (H, W)."""
-        return np.asarray(outputs[0])
+        return np.asarray(_same_size(sample, outputs)[0])
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,9 @@ class Randomisation(Metric):
             return (1.0 if all(flat) else 0.0,)
         stats = require("scipy.stats", extra="evaluate", purpose="the rank correlation")
         return (abs(float(stats.spearmanr(sample.mask.reshape(-1), other.reshape(-1)).statistic)),)
+
+
+def _same_size(sample: Sample, masks: NDArray[Any]) -> NDArray[Any]:
+    if masks.shape[1:] != sample.mask.shape:
+        raise UsageError(f"{sample.name}: an explainer gave masks of {masks.shape[1:]}, not {sample.mask.shape}")
+    return masks

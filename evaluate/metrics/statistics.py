@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import UsageError
 from .information import InformationCurve
@@ -42,9 +43,8 @@ def estimate(metric: Metric, rows: Rows, *, resamples: int = 1000, seed: int = 0
     counted = rows[~np.isnan(rows).any(1)]
     if not len(counted):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    found = _bootstrap(metric, (counted,), resamples, seed)[0]
-    low, high = np.nanpercentile(found, (2.5, 97.5))
-    return Estimate(metric.aggregate(counted), float(low), float(high), len(counted))
+    low, high = _interval(_bootstrap(metric, (counted,), resamples, seed)[0])
+    return Estimate(metric.aggregate(counted), low, high, len(counted))
 
 
 def difference(metric: Metric, rows: Rows, other: Rows, *, resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -58,15 +58,25 @@ def difference(metric: Metric, rows: Rows, other: Rows, *, resamples: int = 1000
     if not both.any():
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     first, second = _bootstrap(metric, (rows[both], other[both]), resamples, seed)
-    low, high = np.nanpercentile(first - second, (2.5, 97.5))
+    with np.errstate(invalid="ignore"):  # infinite on both sides
+        low, high = _interval(first - second)
     value = metric.aggregate(rows[both]) - metric.aggregate(other[both])
-    return Estimate(value, float(low), float(high), int(both.sum()))
+    return Estimate(value, low, high, int(both.sum()))
 
 
-def _bootstrap(
-    metric: Metric, sets: tuple[Rows, ...], resamples: int, seed: int
-) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 %; NaN if none of the values is a number."""
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
+    with np.errstate(invalid="ignore"):  # percentiles between infinite values
+        low, high = np.nanpercentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _bootstrap(metric: Metric, sets: tuple[Rows, ...], resamples: int, seed: int) -> list[NDArray[np.float64]]:
     """The metric on resampled rows, one array per set; the same draws for all sets."""
+    if resamples < 1:
+        raise UsageError(f"a bootstrap resamples at least once, not {resamples} times")
     generator = np.random.default_rng(seed)
     count = len(sets[0])
     plain = type(metric).aggregate is Metric.aggregate  # a mean of values per image

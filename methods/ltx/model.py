@@ -18,6 +18,7 @@ __all__ = ["BilinearUpsample", "LTXExplainer", "MaskDecoder", "OwnBackbone", "bu
 
 LIFT = 0.25  # added to the selection before it meets the evidence: what is not selected keeps its order, lower
 _BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
+_ONE_THREAD = 2**16  # multiplications of a product that ONNX Runtime gives to one thread: to wake two costs more
 _FINE_ENOUGH = 10  # positions a side; a finer mask only adds noise to the order of its pixels
 _MASK_PRIOR = 0.0  # logit of the mask before training: half of every pixel
 
@@ -204,7 +205,12 @@ class BilinearUpsample(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, 1, h, w) to (N, 1, H, W)."""
-        return self.rows @ (maps @ self.columns)
+        wide = maps @ self.columns
+        pieces = -(-self.rows.numel() * self.columns.shape[1] // _ONE_THREAD)
+        if pieces > 2:
+            return self.rows @ wide
+        half = -(-len(self.rows) // pieces)
+        return torch.cat([self.rows[start : start + half] @ wide for start in range(0, len(self.rows), half)], 2)
 
 
 def _interpolation_matrix(source: int, size: int) -> Tensor:

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saccade.accel import memory
+from saccade.accel.engine import open_engine
+from saccade.errors import UsageError
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak")
+def test_the_peak_follows_what_is_allocated() -> None:
+    memory.reset_peak()
+    before = memory.peak_mib()
+    block = np.ones(64 * 2**20 // 8)
+    held = memory.resident_mib()
+    del block
+    after = memory.peak_mib()
+    assert before is not None
+    assert after is not None
+    assert held is not None
+    assert after - before == pytest.approx(64, abs=8)
+    assert held <= after + 1
+
+
+def test_a_batch_is_as_large_as_the_budget_allows(tiny_bundle_kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(tiny_bundle_kept)
+    for growth, budget, expected in (
+        (80, 2000, 64),  # ten MiB an image: room for many more than the largest batch
+        (700, 2000, 8 + 4),  # a hundred an image: half of the remaining 900 is four more
+        (700, 1200, 8),
+    ):
+        peaks = iter((400.0, 400.0 + growth * 8 / 8))
+        monkeypatch.setattr(memory, "peak_mib", lambda peaks=peaks: next(peaks))
+        assert memory.largest_batch(engine, budget) == expected
+
+
+def test_a_budget_that_is_too_small_names_one_that_is_not(
+    tiny_bundle_kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = iter((900.0, 1600.0))
+    monkeypatch.setattr(memory, "peak_mib", lambda: next(peaks))
+    with pytest.raises(UsageError, match=r"too small.*--memory-budget 2\.0"):
+        memory.largest_batch(open_engine(tiny_bundle_kept), 1024)
+
+
+def test_where_the_system_does_not_tell_the_batch_follows_the_images_size(
+    tiny_bundle_kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "peak_mib", lambda: None)
+    engine = open_engine(tiny_bundle_kept)
+    assert memory.largest_batch(engine, 2048) == 64
+    assert memory.largest_batch(engine, 8) == 3  # 4 MiB at 1.23 MiB an image of 32×32 pixels
