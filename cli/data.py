@@ -7,12 +7,13 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..accel.image import find_images, load_image, resize_image
 from ..contracts import ImageSpec, Uint8
 from ..errors import ImageError
 
-__all__ = ["SCENES", "image_stream", "sample_images"]
+__all__ = ["SCENES", "image_stream", "noise_images", "sample_images"]
 
 SCENES = "scenes"
 _CACHED_IMAGES = 4096
@@ -80,4 +81,18 @@ def sample_images(data: str, spec: ImageSpec, count: int = 32) -> Uint8:
             continue
     if not images:
         raise ImageError(f"none of the {len(files)} images in '{data}' can be read")
+    return np.stack(images)
+
+
+def noise_images(spec: ImageSpec, count: int = 16) -> Uint8:
+    """Coloured clouds, uint8 (N, H, W, 3): images for the parity gate where the user has given none."""
+    height, width = spec.size
+    generator = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        cloud = np.zeros((height, width, 3))
+        for octave in (2, 5, 11, 23):
+            coarse = generator.integers(0, 256, (octave, octave, 3), dtype=np.uint8)
+            cloud += np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)) / 4
+        images.append(cloud.clip(0, 255).astype(np.uint8))
     return np.stack(images)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-__all__ = ["BatchSizes", "any_json", "bundle_argument", "engine_options", "resolve_model"]
+__all__ = ["BatchSizes", "any_json", "bundle_argument", "engine_options", "read_class_names", "resolve_model"]
 
 SHORT_SPECS = {
     "scenes:resnet": "python:saccade.evaluate.scenes_models:resnet",
@@ -19,6 +19,23 @@ SHORT_SPECS = {
 def resolve_model(spec: str) -> str:
     """A model spec with the short names of the project's own models spelled out."""
     return SHORT_SPECS.get(spec, spec)
+
+
+def read_class_names(file: Path | None) -> list[str] | None:
+    """Class names, one per line; None without a file.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    if file is None:
+        return None
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        from ..errors import UsageError
+
+        raise UsageError(f"cannot read the class names in '{file}': {error}") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def any_json(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -157,14 +157,11 @@ def ltx(
     from ..methods.ltx.config import LTXConfig
     from ..methods.ltx.train import train_ltx
     from .data import SCENES, image_stream, sample_images
-    from .options import resolve_model
+    from .options import read_class_names, resolve_model
     from .preview import TrainingDisplay
 
     config = LTXConfig(**settings)  # type: ignore[arg-type]  # click has checked the types
-    names = (
-        [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()] if classes else None
-    )
-    explainee = load_explainee(resolve_model(spec), weights, class_names=names)
+    explainee = load_explainee(resolve_model(spec), weights, class_names=read_class_names(classes))
     explainee.model.to(_device(device))
     stream = image_stream(data, explainee.image_spec, config.batch_size, config.seed)
     samples = sample_images(data, explainee.image_spec)

@@ -107,8 +107,8 @@ class TransformerBlock(nn.Module):
         """Tokens (N, T, D) to tokens of the same shape."""
         n, t, d = tokens.shape
         q, k, v = self.qkv(self.norm1(tokens)).reshape(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        attention = (q * (d // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
-        tokens = tokens + self.projection((attention.to(v.dtype) @ v).transpose(1, 2).reshape(n, t, d))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d)
+        tokens = tokens + self.projection(mixed)
         out: Tensor = tokens + self.mlp(self.norm2(tokens))
         return out
 

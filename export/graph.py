@@ -5,15 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..methods.gradient.explainer import GradientExplainer
 from ..methods.ltx.model import LTXExplainer
+from .autograd_free import trace_autograd_free
 
-__all__ = ["ExplainerGraph"]
+__all__ = ["ExplainerGraph", "TracedExplainer"]
+
+
+class TracedExplainer(nn.Module):
+    """A gradient explainer whose gradients were traced into forward operators."""
+
+    def __init__(self, explainer: GradientExplainer) -> None:
+        super().__init__()
+        self.explainee = explainer.explainee
+        height, width = explainer.explainee.image_spec.size
+        images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+        self.graph = trace_autograd_free(explainer.attribute, (images, torch.tensor([0, -1])))
+        self.mask = explainer.mask
+
+    def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `GradientExplainer.forward`."""
+        logits, chosen, attribution = self.graph(images, target)
+        return logits, chosen, self.mask(attribution)
 
 
 class ExplainerGraph(nn.Module):
     """Preprocessing, classifier, explainer and up-sampling as one function of raw pixels."""
 
-    def __init__(self, explainer: LTXExplainer) -> None:
+    def __init__(self, explainer: LTXExplainer | GradientExplainer | TracedExplainer) -> None:
         super().__init__()
         self.explainer = explainer
 
@@ -28,7 +47,10 @@ class ExplainerGraph(nn.Module):
             probabilities (N, K); the class explained, int64 (N,); mask (N, 1, H, W) in [0, 1], 1 keeps the pixel.
         """
         pixels = (image.float() / 255).permute(0, 3, 1, 2)  # TensorRT casts uint8 but moves no axes of it
-        logits, mask = self.explainer(self.explainer.explainee.normalise(pixels))
-        probabilities = logits.softmax(1)
-        chosen = torch.where(target < 0, logits.argmax(1), target)
-        return probabilities, chosen, mask
+        normalised = self.explainer.explainee.normalise(pixels)
+        if isinstance(self.explainer, LTXExplainer):
+            logits, mask = self.explainer(normalised)
+            chosen = torch.where(target < 0, logits.argmax(1), target)
+        else:
+            logits, chosen, mask = self.explainer(normalised, target)
+        return logits.softmax(1), chosen, mask

@@ -19,7 +19,7 @@ from ..contracts import ImageSpec
 from ..errors import ModelError
 from .resize_graph import prepend_resize
 
-__all__ = ["OPSET", "export_onnx"]
+__all__ = ["OPSET", "MeanPooling", "export_onnx"]
 
 OPSET = 22  # the newest that both ONNX Runtime and TensorRT's parser read
 MAX_BATCH = 65_536
@@ -44,7 +44,7 @@ def export_onnx(module: nn.Module, spec: ImageSpec, path: Path, *, any_size: boo
     image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     try:
-        with _quiet(), _MeanPooling():
+        with _quiet(), MeanPooling():
             program = torch.onnx.export(
                 module.eval(),
                 (image, torch.full((2,), -1, dtype=torch.int64)),
@@ -66,7 +66,7 @@ def export_onnx(module: nn.Module, spec: ImageSpec, path: Path, *, any_size: boo
     onnx.save(model, path)
 
 
-class _MeanPooling(TorchFunctionMode):
+class MeanPooling(TorchFunctionMode):
     """Global average pooling as a mean: its fused operator is traced into shape arithmetic and an `as_strided`."""
 
     def __torch_function__(

@@ -1,31 +1,38 @@
-"""From a checkpoint to a bundle: export, gate, golden samples, manifest; written whole or not at all."""
+"""From an explainer to a bundle: export, gate, golden samples, manifest; written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import nn
 
 from ..accel.bundle import Bundle, file_sha256
 from ..accel.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, FileEntry, Manifest, ParityReport
 from ..accel.onnx_engine import OnnxEngine
-from ..contracts import Explanation, Uint8
+from ..contracts import Explanation, ImageSpec, Uint8
 from ..errors import OutputError
-from ..methods.explainee import guest
+from ..methods.explainee import Explainee, guest
+from ..methods.gradient.config import METHODS, GradientConfig
+from ..methods.gradient.explainer import GradientExplainer
 from ..methods.ltx.checkpoint import CheckpointRecord
 from ..methods.ltx.model import LTXExplainer
-from .graph import ExplainerGraph
-from .parity import explain_in_torch, measure_parity, require_parity
+from .graph import ExplainerGraph, TracedExplainer
+from .parity import error_of_float32, explain_in_torch, measure_parity, require_parity
 from .to_onnx import OPSET, export_onnx
 
-__all__ = ["GOLDEN_COUNT", "export_ltx"]
+__all__ = ["GOLDEN_COUNT", "export_gradient", "export_ltx"]
 
 GOLDEN_COUNT = 8
 _PACKAGES = ("saccade", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -43,6 +50,20 @@ _UNPROVEN = ParityReport(
     deterministic=False,
     input_dependence=0,
 )
+
+
+@dataclass(frozen=True)
+class _About:
+    """What the manifest says of an explainer, and what the gate must know."""
+
+    name: str
+    method: str
+    parameters: dict[str, Any]
+    class_specific: bool
+    image_spec: ImageSpec
+    class_names: tuple[str, ...]
+    explainee: dict[str, str]
+    own_error: Callable[[Uint8, NDArray[np.int64]], float] | None = None
 
 
 def export_ltx(
@@ -71,6 +92,85 @@ def export_ltx(
         ParityError: the graph does not pass the gate; nothing is written.
         OutputError: `out` exists and `overwrite` is not set, or cannot be written.
     """
+    form = record.config.form
+    about = _About(
+        name=f"{record.explainee} explained by LTX ({'shared trunk' if form == 'shared' else 'own backbone'})",
+        method="ltx",
+        parameters={
+            **asdict(record.config),
+            "layers": list(record.layers),
+            "trained_steps": record.step,
+            "data": record.data,
+        },
+        class_specific=False,
+        image_spec=record.image_spec,
+        class_names=record.class_names,
+        explainee={"spec": record.explainee, "weights": Path(record.weights).name, "fingerprint": record.fingerprint},
+    )
+    with _partial(out, overwrite) as folder, guest(explainer):
+        graph = ExplainerGraph(explainer).eval()
+        return _finish(graph, graph, about, images, folder, out, any_size, on_stage)
+
+
+def export_gradient(
+    explainee: Explainee,
+    config: GradientConfig,
+    images: Uint8,
+    out: Path,
+    *,
+    any_size: bool = False,
+    overwrite: bool = False,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Bundle:
+    """Export a gradient method: its gradients become forward operators, so nothing is trained. Prove it, and write the
+    bundle.
+
+    Where masks are further than 1e-4 from PyTorch's, the gate allows them twice PyTorch's own error in float32 against
+    float64: at the kinks of ReLU networks gradients jump.
+
+    Args:
+        explainee: the classifier; left as it is.
+        config: the method and its settings.
+        images: as for `export_ltx`.
+        out: folder of the bundle.
+        any_size: resize inside the graph.
+        overwrite: replace a bundle that is there.
+        on_stage: told what is being done, for a progress display.
+
+    Raises:
+        ModelError: the method does not fit the model, or its gradients cannot be traced.
+        ParityError: the graph does not pass the gate; nothing is written.
+        OutputError: `out` exists and `overwrite` is not set, or cannot be written.
+    """
+    with _partial(out, overwrite) as folder:
+        on_stage("finding the layers")
+        explainer = GradientExplainer(explainee, config).eval()
+        about = _About(
+            name=f"{explainee.spec} explained by {METHODS[config.method].partition(':')[0].partition(' (')[0]}",
+            method=config.method,
+            parameters={
+                **asdict(config),
+                "layers": list(explainer.layers),
+                "steps": config.effective_steps,
+            },
+            class_specific=config.class_specific,
+            image_spec=explainee.image_spec,
+            class_names=explainee.class_names,
+            explainee={
+                "spec": explainee.spec,
+                "weights": Path(explainee.weights).name,
+                "fingerprint": explainee.fingerprint,
+            },
+            own_error=partial(error_of_float32, explainer),
+        )
+        on_stage("tracing the gradients")
+        traced = ExplainerGraph(TracedExplainer(explainer)).eval()
+        return _finish(ExplainerGraph(explainer).eval(), traced, about, images, folder, out, any_size, on_stage)
+
+
+@contextlib.contextmanager
+def _partial(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `out` that is gone afterwards, whatever happens."""
     if out.exists() and not (overwrite and (out / MANIFEST_FILE).is_file()):
         raise OutputError(
             f"'{out}' exists already; "
@@ -82,71 +182,76 @@ def export_ltx(
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise OutputError(
             f"cannot write into '{out.parent}': {error.strerror or error}; choose another --out"
         ) from None
     try:
-        with guest(explainer):
-            manifest = _make(explainer, record, images, partial, any_size, on_stage)
-        on_stage("writing the bundle")
-        (partial / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
+        yield folder
     except OSError as error:
         raise OutputError(f"cannot write the bundle '{out}': {error.strerror or error}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Bundle(out, manifest)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make(
-    explainer: LTXExplainer,
-    record: CheckpointRecord,
+def _finish(
+    original_graph: ExplainerGraph,
+    graph: nn.Module,
+    about: _About,
     images: Uint8,
     folder: Path,
+    out: Path,
     any_size: bool,
     on_stage: Callable[[str], None],
-) -> Manifest:
-    graph = ExplainerGraph(explainer).eval()
-    on_stage("tracing and exporting the graph")
-    export_onnx(graph, record.image_spec, folder / GRAPH_FILE, any_size=any_size)
+) -> Bundle:
+    """Export `graph`, hold it against `original_graph` in PyTorch, and move the bundle to `out`."""
+    on_stage("exporting the graph")
+    export_onnx(graph, about.image_spec, folder / GRAPH_FILE, any_size=any_size)
     on_stage(f"asking PyTorch about {len(images)} images")
-    original = explain_in_torch(graph, images)
-    manifest = _describe(record, original, any_size, _UNPROVEN, {})
+    target = np.full(len(images), -1, dtype=np.int64)
+    if about.class_specific:
+        target[1::2] = np.arange(1, len(images), 2) % len(about.class_names)
+    original = explain_in_torch(original_graph, images, target)
+    manifest = _describe(about, original, any_size, _UNPROVEN, {})
     on_stage("holding ONNX Runtime against PyTorch")
-    report = measure_parity(OnnxEngine(Bundle(folder, manifest)), images, original, class_specific=False)
+    report = measure_parity(
+        OnnxEngine(Bundle(folder, manifest)),
+        images,
+        original,
+        target=target,
+        class_specific=about.class_specific,
+        own_error=about.own_error,
+    )
     require_parity(report)
-    _write_golden(folder / GOLDEN_FILE, images, original)
+    _write_golden(folder / GOLDEN_FILE, images, target, original)
     files = {
         name: FileEntry(sha256=file_sha256(folder / name), bytes=(folder / name).stat().st_size)
         for name in (GRAPH_FILE, GOLDEN_FILE)
     }
-    return _describe(record, original, any_size, report, files)
+    manifest = _describe(about, original, any_size, report, files)
+    on_stage("writing the bundle")
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    folder.chmod(0o755)
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(folder, out)
+    return Bundle(out, manifest)
 
 
 def _describe(
-    record: CheckpointRecord, original: Explanation, any_size: bool, report: ParityReport, files: dict[str, FileEntry]
+    about: _About, original: Explanation, any_size: bool, report: ParityReport, files: dict[str, FileEntry]
 ) -> Manifest:
-    form = record.config.form
     return Manifest(
-        name=f"{record.explainee} explained by LTX ({'shared trunk' if form == 'shared' else 'own backbone'})",
-        method="ltx",
-        parameters={
-            **asdict(record.config),
-            "layers": list(record.layers),
-            "trained_steps": record.step,
-            "data": record.data,
-        },
-        class_specific=False,
-        image=record.image_spec,
+        name=about.name,
+        method=about.method,
+        parameters=about.parameters,
+        class_specific=about.class_specific,
+        image=about.image_spec,
         any_size=any_size,
         mask_size=(int(original.mask.shape[2]), int(original.mask.shape[3])),
-        class_names=record.class_names,
-        explainee={"spec": record.explainee, "weights": Path(record.weights).name, "fingerprint": record.fingerprint},
+        class_names=about.class_names,
+        explainee=about.explainee,
         opset=OPSET,
         versions={package: version(package) for package in _PACKAGES},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -155,13 +260,13 @@ def _describe(
     )
 
 
-def _write_golden(path: Path, images: Uint8, original: Explanation) -> None:
+def _write_golden(path: Path, images: Uint8, target: NDArray[np.int64], original: Explanation) -> None:
     count = min(GOLDEN_COUNT, len(images))
     with path.open("wb") as stream:
         np.savez_compressed(
             stream,
             images=images[:count],
-            target=np.full(count, -1, dtype=np.int64),
+            target=target[:count],
             probabilities=original.probabilities[:count],
             mask=original.mask[:count],
         )

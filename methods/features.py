@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..contracts import ImageSpec
 from ..errors import ModelError, suggest
+from .attention_tap import AttentionTap
 
-__all__ = ["FeatureShape", "capture", "default_layers", "device_of", "feature_shapes"]
+__all__ = ["FeatureShape", "capture", "default_layers", "device_of", "feature_shapes", "noise_images"]
 
 _MOST_FINER = 4  # times as many positions a side as the next coarser map; a finer one says little about classes
 FeatureShape = tuple[int, int, int]  # channels, height, width
@@ -59,7 +60,7 @@ def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> 
     """
     chosen: list[str] = []
     finest = 0
-    finished, maps = _feature_maps(model, image_spec)
+    finished, maps, attended = _feature_maps(model, image_spec)
     for _, (_, height, width) in reversed(maps):
         if len(chosen) == levels or (chosen and height * width > _MOST_FINER**2 * finest):
             break
@@ -71,8 +72,8 @@ def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> 
                 if shape[1:] == (height, width)
             ]
             chosen.append(min(same)[2])
-    early = len(finished) // 8  # a map from there is no feature map but, as in a ViT, the patches
-    if not chosen or finished.index(chosen[0]) < early:
+    early = len(finished) // 8  # a map from there, or from before the last attention, is of patches, not of features
+    if not chosen or finished.index(chosen[0]) < max(early, attended):
         raise ModelError(
             "the model has no feature maps of shape (N, C, h, w) past its first layers, as transformers have none; "
             "name a layer with --layer"
@@ -80,18 +81,25 @@ def default_layers(model: nn.Module, image_spec: ImageSpec, levels: int = 2) -> 
     return tuple(chosen)
 
 
-def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> tuple[list[str], list[tuple[str, FeatureShape]]]:
-    """Every module in the order in which they finish, and those of them that give a feature map, with its shape.
+def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> tuple[list[str], list[tuple[str, FeatureShape]], int]:
+    """Every module in the order in which they finish, those of them that give a feature map, with its shape, and how
+    many had finished at the last attention.
 
     A module that runs twice is left out, since a hook cannot tell its outputs apart; so are outputs whose axes are in
     another order, which shows in a shape that is not the image's.
     """
     maps: list[tuple[str, FeatureShape]] = []
     finished: list[str] = []
+    attended = 0
+    tap = AttentionTap()
     image_height, image_width = image_spec.size
 
     def note(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
+            nonlocal attended
+            if len(tap.matrices):
+                attended = len(finished)
+                tap.matrices.clear()
             finished.append(name)
             if isinstance(output, Tensor) and output.ndim == 4:
                 _, channels, height, width = (int(length) for length in output.shape)
@@ -102,19 +110,19 @@ def _feature_maps(model: nn.Module, image_spec: ImageSpec) -> tuple[list[str], l
 
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
     try:
-        with torch.no_grad():
-            model(torch.zeros(1, 3, *image_spec.size, device=device_of(model)))
+        with torch.no_grad(), tap:
+            model(noise_images(model, image_spec, 1))
     finally:
         for handle in handles:
             handle.remove()
     calls = Counter(finished)
-    return finished, [(name, shape) for name, shape in maps if calls[name] == 1]
+    return finished, [(name, shape) for name, shape in maps if calls[name] == 1], attended
 
 
 def feature_shapes(model: nn.Module, layers: Sequence[str], image_spec: ImageSpec) -> list[FeatureShape]:
     """Channels, height and width of the layers' feature maps, in the order of the layers."""
     with torch.no_grad(), capture(model, layers) as maps:
-        model(torch.zeros(1, 3, *image_spec.size, device=device_of(model)))
+        model(noise_images(model, image_spec, 1))
     shapes = []
     for name in layers:
         output = maps.get(name)
@@ -129,3 +137,10 @@ def feature_shapes(model: nn.Module, layers: Sequence[str], image_spec: ImageSpe
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's weights lie."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def noise_images(model: nn.Module, image_spec: ImageSpec, count: int) -> Tensor:
+    """Normalised images of noise (N, 3, H, W), always the same, of the model's own dtype and where its weights lie."""
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    noise = torch.randn(count, 3, *image_spec.size, generator=torch.Generator().manual_seed(0))
+    return noise.to(device_of(model), dtype)

@@ -39,7 +39,7 @@ def quadrature(rule: Rule, steps: int) -> Quadrature:
     """A rule with its points and weights.
 
     - ``"gauss"``: Gauss–Legendre with ``steps`` points, exact for polynomials of degree 2·steps − 1.
-    - ``"riemann"``: the mean over the ``steps + 1`` points 0, 1/steps … 1, as the published code of IIA and DIX takes it.
+    - ``"riemann"``: the mean over the ``steps + 1`` points 0, 1/steps … 1, as in the published code of IIA and DIX.
     - ``"midpoint"``: the mean over the ``steps`` midpoints of equal intervals.
 
     Raises:

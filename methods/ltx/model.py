@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...contracts import ImageSpec
 from ..explainee import Explainee
 from ..features import FeatureShape, capture, default_layers, device_of, feature_shapes
+from ..representation import linear_head
+from ..upsample import BilinearUpsample
 from .config import LTXConfig
 
-__all__ = ["BilinearUpsample", "LTXExplainer", "MaskDecoder", "OwnBackbone", "build_ltx"]
+__all__ = ["LTXExplainer", "MaskDecoder", "OwnBackbone", "build_ltx"]
 
 LIFT = 0.25  # added to the selection before it meets the evidence: what is not selected keeps its order, lower
-_BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
-_ONE_THREAD = 2**16  # multiplications of a product that ONNX Runtime gives to one thread: to wake two costs more
 _FINE_ENOUGH = 10  # positions a side; a finer mask only adds noise to the order of its pixels
 _MASK_PRIOR = 0.0  # logit of the mask before training: half of every pixel
 
@@ -57,23 +55,6 @@ def _weigh(maps: Tensor, weights: Tensor) -> Tensor:
     """Sum over channels with each image's own weights: (N, C, h, w) and (N, C) to (N, 1, h, w)."""
     total = weights[:, None] @ maps.flatten(2)
     return total.reshape(maps.shape[0], 1, int(maps.shape[2]), int(maps.shape[3]))
-
-
-def linear_head(model: nn.Module, layer: str, image_spec: ImageSpec) -> Tensor | None:
-    """The weights (K, C) of a head that is linear after global average pooling of a layer's map, or None if it is not.
-
-    Found by its shape and proven on noise: the pooled map times the weights must give the logits.
-    """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, *image_spec.size, generator=generator).to(device_of(model))
-    with torch.no_grad(), capture(model, [layer]) as maps:
-        logits = model(images)
-    pooled = maps[layer].mean((2, 3))
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.shape == (logits.shape[1], pooled.shape[1]):
-            if torch.allclose(module(pooled), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
-                return module.weight
-    return None
 
 
 def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -182,42 +163,6 @@ class LTXExplainer(nn.Module):
         super().train(mode)
         self.classifier.eval()
         return self
-
-
-class BilinearUpsample(nn.Module):
-    """Bilinear up-sampling (align_corners=False) of one-channel maps, as two small matrix products: rows, then columns.
-
-    The same weights as `F.interpolate`; cheaper than Resize in ONNX Runtime, and native to every engine.
-
-    Args:
-        source: (height, width) of the maps.
-        size: (height, width) of the result.
-        scale: all values times this.
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, source: tuple[int, int], size: tuple[int, int], scale: float = 1.0) -> None:
-        super().__init__()
-        self.register_buffer("rows", scale * _BELOW_ONE * _interpolation_matrix(source[0], size[0]), persistent=False)
-        self.register_buffer("columns", _interpolation_matrix(source[1], size[1]).T.contiguous(), persistent=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(N, 1, h, w) to (N, 1, H, W)."""
-        wide = maps @ self.columns
-        pieces = -(-self.rows.numel() * self.columns.shape[1] // _ONE_THREAD)
-        if pieces > 2:
-            return self.rows @ wide
-        half = -(-len(self.rows) // pieces)
-        return torch.cat([self.rows[start : start + half] @ wide for start in range(0, len(self.rows), half)], 2)
-
-
-def _interpolation_matrix(source: int, size: int) -> Tensor:
-    """Weights (size, source) of bilinear interpolation along one axis."""
-    identity = torch.eye(source).reshape(source, 1, source, 1)
-    stretched = F.interpolate(identity, size=(size, 1), mode="bilinear", align_corners=False)
-    return stretched.reshape(source, size).T.contiguous()
 
 
 def build_ltx(explainee: Explainee, config: LTXConfig) -> LTXExplainer:

@@ -37,8 +37,8 @@ def _trapz(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)
 
 
-# PAIR rounds interpolated values as float32. Halfway between pixels the exact value is often n + 0.5, which float64 would
-# round to the other side; that moves the size of an image by up to 4 %, and areas by up to 0.03.
+# PAIR rounds interpolated values as float32. Halfway between pixels the exact value is often n + 0.5, which float64
+# would round to the other side; that moves the size of an image by up to 4 %, and areas by up to 0.03.
 @pytest.mark.usefixtures("_trapz")
 @pytest.mark.parametrize("metric", [sic(), aic()], ids=lambda metric: metric.name)
 def test_information_curves_are_those_of_pair(

@@ -15,7 +15,8 @@ from saccade.contracts import ImageSpec
 from saccade.errors import ModelError, UsageError
 from saccade.methods.explainee import Explainee, fingerprint
 from saccade.methods.ltx.config import LTXConfig
-from saccade.methods.ltx.model import BilinearUpsample, LTXExplainer, MaskDecoder, OwnBackbone, build_ltx
+from saccade.methods.ltx.model import LTXExplainer, MaskDecoder, OwnBackbone, build_ltx
+from saccade.methods.upsample import BilinearUpsample
 
 SHARED, OWN = LTXConfig(evidence=False), LTXConfig(form="own", evidence=False)
 BOTH = pytest.mark.parametrize("config", [SHARED, OWN], ids=["shared", "own"])

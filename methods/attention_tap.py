@@ -1,0 +1,98 @@
+"""Attention matrices of any vision transformer, captured and replaced without touching the model.
+
+timm and transformers call `torch.nn.functional.scaled_dot_product_attention`, torchvision calls
+`multi_head_attention_forward`; both are intercepted and spelled out, so that the matrices are tensors with gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ModelError
+
+__all__ = ["AttentionTap"]
+
+
+class AttentionTap(TorchFunctionMode):
+    """Collects the attention matrices of everything that runs inside the block, and replaces some of them.
+
+    Args:
+        replace: by the number of the attention in the order of calls, the matrix (N, heads, T, T) that takes its place.
+
+    Attributes:
+        matrices: (N, heads, T, T), after softmax, in the order of calls.
+    """
+
+    def __init__(self, replace: Mapping[int, Tensor] | None = None) -> None:
+        super().__init__()
+        self.matrices: list[Tensor] = []
+        self.replace = dict(replace or {})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Intercept the two attention functions; everything else runs as it is."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._multi_head(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if is_causal or enable_gqa:
+            raise ModelError("attention that is causal or grouped cannot be captured; vision transformers use neither")
+        logits = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                attn_mask = torch.zeros_like(attn_mask, dtype=logits.dtype).masked_fill(~attn_mask, -torch.inf)
+            logits = logits + attn_mask
+        matrix = logits.softmax(-1)
+        if (index := len(self.matrices)) in self.replace:
+            matrix = self.replace[index]
+        self.matrices.append(matrix)
+        return matrix @ value
+
+    def _multi_head(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        embed_dim_to_check: int,
+        num_heads: int,
+        in_proj_weight: Tensor | None,
+        in_proj_bias: Tensor | None,
+        bias_k: Tensor | None,
+        bias_v: Tensor | None,
+        add_zero_attn: bool,
+        dropout_p: float,
+        out_proj_weight: Tensor,
+        out_proj_bias: Tensor | None,
+        *unused: Any,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        """Self-attention with packed weights: inputs (T, N, D), as `nn.MultiheadAttention` hands them on."""
+        if in_proj_weight is None or bias_k is not None or add_zero_attn:
+            raise ModelError("only self-attention with packed weights can be captured in nn.MultiheadAttention")
+        tokens, count, width = query.shape
+        packed = F.linear(query, in_proj_weight, in_proj_bias)
+        packed = packed.reshape(tokens, count, 3, num_heads, width // num_heads).permute(2, 1, 3, 0, 4)
+        mixed = self._attend(packed[0], packed[1], packed[2])
+        mixed = mixed.permute(2, 0, 1, 3).reshape(tokens, count, width)
+        return F.linear(mixed, out_proj_weight, out_proj_bias), None

@@ -1,0 +1,91 @@
+"""Batch norm folded into the convolution before it, for any architecture."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..contracts import ImageSpec
+from .features import noise_images
+
+__all__ = ["folded"]
+
+
+def folded(model: nn.Module, spec: ImageSpec) -> nn.Module:
+    """A frozen copy in eval mode whose convolutions have taken in the batch norms that follow them.
+
+    Which norm follows which convolution is seen from one run: the norm is given the very tensor that the convolution
+    made. A fold that changes the logits, as where that tensor goes elsewhere as well, is taken back.
+
+    Args:
+        model: a classifier of normalised images (N, 3, H, W).
+        spec: its input.
+    """
+    result = copy.deepcopy(model).eval().requires_grad_(False)
+    images = noise_images(result, spec, 2)
+    pairs = _pairs(result, images)
+    if not pairs:
+        return result
+    with torch.no_grad():
+        expected = result(images)
+    attempt = _fold(copy.deepcopy(result), pairs)
+    if _equal(attempt, images, expected):
+        return attempt
+    for pair in pairs:  # one of them goes wrong: leave that one out
+        attempt = _fold(copy.deepcopy(result), [pair])
+        if _equal(attempt, images, expected):
+            result = attempt
+    return result
+
+
+def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
+    made: dict[int, str] = {}
+    kept: list[Tensor] = []  # so that no identity is used twice
+    pairs: list[tuple[str, str]] = []
+    calls: dict[str, int] = {}
+
+    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if isinstance(module, nn.Conv2d):
+                made[id(output)] = name
+                kept.append(output)
+            elif id(inputs[0]) in made:
+                pairs.append((made[id(inputs[0])], name))
+
+        return module.register_forward_hook(hook)
+
+    handles = [
+        watch(name, module) for name, module in model.named_modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)
+    ]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in pairs if all(calls[name] == 1 for name in pair)]
+
+
+def _fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
+    for convolution, norm in pairs:
+        before, after = model.get_submodule(convolution), model.get_submodule(norm)
+        assert isinstance(before, nn.Conv2d), "pairs begin with a convolution"
+        assert isinstance(after, nn.BatchNorm2d), "and end with a norm"
+        _set(model, convolution, fuse_conv_bn_eval(before, after))
+        _set(model, norm, nn.Identity())
+    return model.eval().requires_grad_(False)
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _equal(model: nn.Module, images: Tensor, expected: Tensor) -> bool:
+    with torch.no_grad():
+        found = model(images)
+    return bool(torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())))

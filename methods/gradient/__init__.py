@@ -1,0 +1,1 @@
+"""Explanations from gradients: path integrals over representations, class activation maps, attention rollouts."""

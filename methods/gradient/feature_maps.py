@@ -1,0 +1,196 @@
+"""Grad-CAM, LayerCAM, DIX and IIA on the feature maps of any network that has some.
+
+All take the class whose logit is explained, and give one map (N, h, w) at the resolution of the finest layer that they
+read. ``mode="paper"`` computes the formulas; ``mode="code"`` what the published code of IIA and DIX computes, whose
+baselines differ: see each function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..features import capture
+from ..quadrature import Quadrature
+from ..representation import run_from
+from .paths import Integrand, by_point, channel_minimum, integrate_layer, interpolate, passes
+
+__all__ = ["Setting", "dix", "grad_cam", "iia2", "iia3", "layer_cam"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the methods share.
+
+    Attributes:
+        model: the classifier, frozen and in eval mode.
+        layers: names, the last layer first.
+        heads: per layer the weights of a head that is linear after pooling it, or None.
+        rule: of every integral.
+        published: compute what the published code computes.
+        at_once: points per pass, 0 for all.
+    """
+
+    model: nn.Module
+    layers: Sequence[str]
+    heads: Sequence[Tensor | None]
+    rule: Quadrature
+    published: bool = False
+    at_once: int = 0
+
+    def integrand(self, depth: int) -> Integrand:
+        """The gradient at the layer `depth` places before the end."""
+        return Integrand(self.model, self.layers[depth], self.heads[depth])
+
+    def gradient(self, images: Tensor, values: Tensor, target: Tensor, depth: int = 0) -> Tensor:
+        """The gradient at given values, from the closed form where there is one; broadcasts against the values."""
+        integrand = self.integrand(depth)
+        if integrand.head is not None:
+            return integrand.constant(values, target)
+        return integrand.gradient(images, values, target)
+
+
+def grad_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+    """max(0, Σ_c mean(∂f/∂A_c) · A_c) (Selvaraju et al. 2017, eqs. 1 and 2)."""
+    values = maps[setting.layers[0]].detach()
+    weights = setting.gradient(images, values, target).mean((2, 3), keepdim=True)
+    return (weights * values).sum(1).relu()
+
+
+def layer_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+    """max(0, Σ_c max(0, ∂f/∂A_c) ∘ A_c) (Jiang et al. 2021, eqs. 5 to 7)."""
+    values = maps[setting.layers[0]].detach()
+    return (setting.gradient(images, values, target).relu() * values).sum(1).relu()
+
+
+def dix(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+    """Deep integrated explanations over one, two or three layers.
+
+    Paper: of each layer m_l = max(0, Σ_c (u − r) ∘ ∫ v ∘ ∂f/∂v da), r each channel's minimum, over its largest value;
+    together m_1 + m_1∘m_2 (+ m_1∘m_2∘m_3), the coarser maps enlarged bilinearly. So the last layer says where, and the
+    finer ones how exactly.
+
+    Published code: the last layer's path has length zero; of the others r is the minimum over channels of each
+    position, the terms are weighted by the distance walked, and maps of different channels are resized to one another
+    along the channels as well before they are multiplied.
+    """
+    ends = [maps[name].detach() for name in setting.layers]
+    if setting.published:
+        return _published_dix(setting, images, target, ends)
+    size = ends[-1].shape[-2:]
+    found = []
+    for depth, end in enumerate(ends):
+        layer = integrate_layer(setting.integrand(depth), images, end, target, setting.rule, setting.at_once).relu()
+        layer = layer / layer.amax((1, 2), keepdim=True).clamp_min(1e-12)
+        if depth < len(ends) - 1:
+            layer = F.interpolate(layer[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        found.append(layer)
+    result = found[0]
+    product = found[0]
+    for finer in found[1:]:
+        product = product * finer
+        result = result + product
+    return result
+
+
+def iia2(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+    """Iterated integrated attributions over the image and the last layer (two integrals).
+
+    Paper: ∫ da₀ (u − r) ∘ ∫ da₁ v ∘ ∂f/∂v, with u the layer's map of the image a₀·x, r each channel's minimum, and
+    v = r + a₁·(u − r); summed over channels.
+
+    Published code: the inner baseline is u itself, so that Σ_c ∂f/∂u ∘ max(0, u) is summed over the image's path.
+    """
+    total = torch.zeros_like(maps[setting.layers[0]][:, 0])
+    for points, weights in passes(setting.rule, setting.at_once, images):
+        end = _maps_along(setting, images, points, setting.layers[0])
+        if setting.published:
+            term = (setting.gradient(images, end, target) * end.relu()).sum(1)
+        else:
+            term = integrate_layer(setting.integrand(0), images, end, target, setting.rule, setting.at_once)
+        total = total + (by_point(term, len(points)) * weights[:, None, None, None]).sum(0)
+    return total.relu() if not setting.published else total
+
+
+def iia3(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+    """Iterated integrated attributions over the image and the last two layers (three integrals).
+
+    Paper: ∫∫ da₀ da₁ (u₂ − r₂) ∘ ∫ da₂ v₂ ∘ ∂f/∂v₂, with u₁ the earlier layer's map of a₀·x, v₁ = r₁ + a₁·(u₁ − r₁) and
+    u₂ the last layer's map when the earlier one is v₁; baselines are each channel's minimum.
+
+    Published code: baselines are the element-wise minimum over the image's path, and the sum is of
+    max(0, ∂f/∂v₂ ∘ max(0, v₂)).
+    """
+    last, earlier = setting.layers[0], setting.layers[1]
+    if setting.published:
+        return _published_iia3(setting, images, target)
+    total = torch.zeros_like(maps[last][:, 0])
+    for outer, outer_weights in passes(setting.rule, setting.at_once, images):
+        first = _maps_along(setting, images, outer, earlier)
+        baseline = channel_minimum(first)
+        for inner, inner_weights in passes(setting.rule, 1, images):  # one point of all images' paths at a time
+            path = interpolate(baseline, first, inner)
+            end = run_from(setting.model, images, earlier, path, until=last).detach()
+            term = integrate_layer(setting.integrand(0), images, end, target, setting.rule, setting.at_once)
+            weights = (inner_weights[:, None] * outer_weights[None]).reshape(-1, 1, 1, 1)
+            total = total + (by_point(term, len(outer)) * weights).sum(0)
+    return total.relu()
+
+
+def _maps_along(setting: Setting, images: Tensor, points: Tensor, layer: str) -> Tensor:
+    """The layer's maps of the images a·x, point by point."""
+    path = (points.reshape(-1, 1, 1, 1, 1) * images[None]).flatten(0, 1)
+    with torch.no_grad(), capture(setting.model, [layer]) as maps:
+        setting.model(path)
+    return maps[layer].detach()
+
+
+def _published_dix(setting: Setting, images: Tensor, target: Tensor, ends: Sequence[Tensor]) -> Tensor:
+    gradient = setting.gradient(images, ends[0], target)
+    if len(ends) == 1:
+        return (gradient * ends[0]).relu().sum(1)
+    rule = setting.rule
+    layers = [len(rule) * gradient.relu() * ends[0].relu()]
+    for depth, end in enumerate(ends[1:], 1):
+        baseline = end.amin(1, keepdim=True)
+        total = torch.zeros_like(end)
+        for points, _ in passes(rule, setting.at_once, end):
+            path = interpolate(baseline, end, points)
+            step = (
+                ((path - baseline.repeat(len(points), 1, 1, 1)) / (len(rule) - 1)).pow(2).sum((1, 2, 3), keepdim=True)
+            )
+            terms = (setting.gradient(images, path, target, depth) * path.relu() * step.sqrt()).relu()
+            total = total + by_point(terms, len(points)).sum(0)
+        layers.append(total)
+    channels, (height, width) = ends[1].shape[1], ends[-1].shape[-2:]
+    resized = [
+        F.interpolate(layer[:, None], size=(channels, height, width), mode="trilinear", align_corners=False)[:, 0]
+        for layer in layers
+    ]
+    if len(resized) == 2:
+        return (resized[0] + resized[0] * resized[1]).sum(1)
+    return ((resized[0] + resized[0] * resized[1] * resized[2]) * resized[0]).sum(1)
+
+
+def _published_iia3(setting: Setting, images: Tensor, target: Tensor) -> Tensor:
+    last, earlier = setting.layers[0], setting.layers[1]
+    points = next(passes(setting.rule, 0, images))[0]
+    count = len(points)
+    first = by_point(_maps_along(setting, images, points, earlier), count)  # (P, N, C, h, w)
+    baseline = first.amin(0, keepdim=True)
+    total: Tensor | None = None
+    for a in points:
+        path = (baseline + a * (first - baseline)).flatten(0, 1)
+        second = by_point(run_from(setting.model, images, earlier, path, until=last).detach(), count)
+        lowest = second.amin(0, keepdim=True)
+        for b in points:
+            inner = (lowest + b * (second - lowest)).flatten(0, 1)
+            terms = (setting.gradient(images, inner, target) * inner.relu()).relu().sum(1)
+            part = by_point(terms, count).sum(0)
+            total = part if total is None else total + part
+    assert total is not None, "a rule has points"
+    return total
