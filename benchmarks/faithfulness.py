@@ -49,6 +49,7 @@ METRICS = (
     "precision",
     "insertion",
     "deletion",
+    "insertion-deletion",
     "positive",
     "negative",
     "adp",

@@ -58,8 +58,9 @@ def saccade() -> None:
 
     \b
     Try it:               saccade demo
-    Explain images:       saccade explain photo.jpg --bundle BUNDLE
-    Your own classifier:  saccade train ltx --model torchvision:resnet50 --data PHOTOS --out runs/ltx
+    Your own classifier:  saccade export --method gradcam --model torchvision:resnet50 --out bundle
+    Explain images:       saccade explain photo.jpg --bundle bundle
+    Nearly for free:      saccade train ltx --model torchvision:resnet50 --data PHOTOS --out runs/ltx
                           saccade export --checkpoint runs/ltx --out bundle
     """
 

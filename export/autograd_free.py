@@ -31,6 +31,11 @@ _BACKWARD = (  # operators for which PyTorch has a decomposition into forward on
     aten.native_group_norm_backward,
     aten.gelu_backward,
     aten.silu_backward,
+    aten.mish_backward,
+    aten.softplus_backward,
+    aten.glu_backward,
+    aten.log_sigmoid_backward,
+    aten._prelu_kernel_backward,
     aten.elu_backward,
     aten.leaky_relu_backward,
     aten.hardtanh_backward,
@@ -49,6 +54,9 @@ _BACKWARD = (  # operators for which PyTorch has a decomposition into forward on
     aten.new_zeros,
     aten.new_empty,
 )
+
+
+_IDENTITIES = (aten.detach.default, aten.detach_.default, aten.alias.default)
 
 
 def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor]) -> GraphModule:
@@ -83,6 +91,7 @@ def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor])
     _drop_identities(traced)
     _out_of_place(traced)
     _single_output_layer_norm(traced)
+    _contiguous_inputs(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     if left := sorted({str(node.target) for node in traced.graph.nodes if _has_no_forward_form(node)}):
@@ -190,10 +199,19 @@ def _averaging(outputs: int, inputs: int, like: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=like.dtype, device=like.device)
 
 
+def _contiguous_inputs(traced: GraphModule) -> None:
+    """The graph was recorded for contiguous inputs, so it makes them contiguous."""
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    for node in inputs:
+        with traced.graph.inserting_after(inputs[-1]):
+            copy = traced.graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+
+
 def _drop_identities(traced: GraphModule) -> None:
     """Detach and alias do nothing at run time."""
     for node in list(traced.graph.nodes):
-        if node.op == "call_function" and node.target in (aten.detach.default, aten.alias.default):
+        if node.op == "call_function" and node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
 
@@ -216,9 +234,35 @@ def _out_of_place(traced: GraphModule) -> None:
         node.target = pure
         written = node.args[0]
         assert isinstance(written, Node), "an in-place operator writes to a node"
+        if any(order[user] > order[node] for alias in _aliases(written) for user in alias.users):
+            raise ModelError(
+                f"the model writes into a part of a tensor and reads the whole of it afterwards ({node.name}); "
+                "that cannot be traced: write it without the in-place operation"
+            )
         for user in list(written.users):
             if order[user] > order[node]:
                 user.replace_input_with(written, node)
+
+
+def _aliases(node: Node) -> set[Node]:
+    """Other nodes that share memory with this one: what it is a view of, and views of either."""
+    root = node
+    while _is_view(root):
+        root = root.args[0]  # type: ignore[assignment]
+    found, waiting = {root}, [root]
+    while waiting:
+        for user in waiting.pop().users:
+            if _is_view(user) and user not in found:
+                found.add(user)
+                waiting.append(user)
+    return found - {node}
+
+
+def _is_view(node: Node) -> bool:
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    return any(result.alias_info is not None for result in target._schema.returns) and isinstance(node.args[0], Node)
 
 
 def _single_output_layer_norm(traced: GraphModule) -> None:

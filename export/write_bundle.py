@@ -151,7 +151,7 @@ def export_gradient(
             parameters={
                 **asdict(config),
                 "layers": list(explainer.layers),
-                "steps": config.effective_steps,
+                "steps": explainer.steps,
             },
             class_specific=config.class_specific,
             image_spec=explainee.image_spec,

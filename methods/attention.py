@@ -13,6 +13,8 @@ from .features import noise_images
 
 __all__ = ["AttentionTap", "attention_grid", "rollout"]
 
+_EXTRA_TOKENS = (1, 2, 5)  # the class token alone, with a distillation token (DeiT), with four registers (DINOv2)
+
 
 def attention_grid(model: nn.Module, spec: ImageSpec) -> tuple[int, tuple[int, int], int]:
     """What the attention of a model looks like: the number of matrices, the grid (h, w) of patches, and the number of
@@ -33,12 +35,12 @@ def attention_grid(model: nn.Module, spec: ImageSpec) -> tuple[int, tuple[int, i
         )
     ((tokens, _),) = shapes
     height, width = spec.size
-    for extra in range(1, 17):  # the class token, and up to fifteen registers
+    for extra in _EXTRA_TOKENS:
         patches = tokens - extra
         if patches < 1:
             break
         rows = round((patches * height / width) ** 0.5)
-        if rows > 0 and patches % rows == 0 and rows * width == (patches // rows) * height:
+        if rows > 0 and patches % rows == 0 and height % rows == 0 and rows * width == (patches // rows) * height:
             return len(tap.matrices), (rows, patches // rows), extra
     raise ModelError(f"{tokens} tokens are no class token and a grid of patches; such a model is not supported")
 

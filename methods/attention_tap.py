@@ -84,15 +84,27 @@ class AttentionTap(TorchFunctionMode):
         dropout_p: float,
         out_proj_weight: Tensor,
         out_proj_bias: Tensor | None,
-        *unused: Any,
+        training: bool = False,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        use_separate_proj_weight: bool = False,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        """Self-attention with packed weights: inputs (T, N, D), as `nn.MultiheadAttention` hands them on."""
-        if in_proj_weight is None or bias_k is not None or add_zero_attn:
-            raise ModelError("only self-attention with packed weights can be captured in nn.MultiheadAttention")
-        tokens, count, width = query.shape
-        packed = F.linear(query, in_proj_weight, in_proj_bias)
-        packed = packed.reshape(tokens, count, 3, num_heads, width // num_heads).permute(2, 1, 3, 0, 4)
-        mixed = self._attend(packed[0], packed[1], packed[2])
-        mixed = mixed.permute(2, 0, 1, 3).reshape(tokens, count, width)
+        """Attention with packed weights: inputs (T, N, D), as `nn.MultiheadAttention` hands them on."""
+        if in_proj_weight is None or use_separate_proj_weight or bias_k is not None or add_zero_attn:
+            raise ModelError("only attention with packed weights can be captured in nn.MultiheadAttention")
+        if key_padding_mask is not None:
+            raise ModelError("attention with padded keys cannot be captured; images have none")
+        count, width = query.shape[1:]
+        weights = in_proj_weight.chunk(3)
+        biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+        parts = [
+            F.linear(tokens, weight, bias).reshape(-1, count, num_heads, width // num_heads).permute(1, 2, 0, 3)
+            for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        ]
+        if attn_mask is not None and attn_mask.ndim == 3:
+            attn_mask = attn_mask.reshape(count, num_heads, *attn_mask.shape[1:])
+        mixed = self._attend(parts[0], parts[1], parts[2], attn_mask)
+        mixed = mixed.permute(2, 0, 1, 3).reshape(-1, count, width)
         return F.linear(mixed, out_proj_weight, out_proj_bias), None

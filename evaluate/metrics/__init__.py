@@ -34,7 +34,15 @@ from .localisation import (
 )
 from .masking import ADD, ADP, PIC
 from .metric import Metric
-from .perturbation import Perturbation, deletion, insertion, negative_perturbation, positive_perturbation
+from .perturbation import (
+    InsertionMinusDeletion,
+    Perturbation,
+    deletion,
+    insertion,
+    insertion_minus_deletion,
+    negative_perturbation,
+    positive_perturbation,
+)
 from .run import Explain, Predict, measure
 from .sample import Sample
 from .shape import Area, AreaError, TotalVariation, overlap
@@ -56,6 +64,7 @@ __all__ = [
     "Estimate",
     "Explain",
     "InformationCurve",
+    "InsertionMinusDeletion",
     "MeanIoU",
     "Metric",
     "NoiseSensitivity",
@@ -74,6 +83,7 @@ __all__ = [
     "difference",
     "estimate",
     "insertion",
+    "insertion_minus_deletion",
     "make_metrics",
     "measure",
     "negative_perturbation",

@@ -19,7 +19,14 @@ from .localisation import (
 )
 from .masking import ADD, ADP, PIC
 from .metric import Metric
-from .perturbation import Protocol, deletion, insertion, negative_perturbation, positive_perturbation
+from .perturbation import (
+    Protocol,
+    deletion,
+    insertion,
+    insertion_minus_deletion,
+    negative_perturbation,
+    positive_perturbation,
+)
 from .probes import Fill
 from .shape import Area, AreaError, TotalVariation
 from .stability import NoiseSensitivity, Randomisation
@@ -29,6 +36,7 @@ __all__ = ["METRIC_NAMES", "QUICK", "QUICK_WITH_EVIDENCE", "make_metrics"]
 _CURVES: dict[str, Callable[[Protocol, Fill, int], Metric]] = {
     "insertion": insertion,
     "deletion": deletion,
+    "insertion-deletion": insertion_minus_deletion,
     "positive": positive_perturbation,
     "negative": negative_perturbation,
 }

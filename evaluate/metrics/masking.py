@@ -18,6 +18,9 @@ class ADP(Metric):
 
     p is the target's probability for the image x, o for x⊙M (Chattopadhay et al. 2018, Grad-CAM++, §4.1). M is used as
     it is; x⊙M is rounded to uint8, and a pixel with M = 0 is black. p = 0 gives 0: nothing is there to lose.
+
+    Black is not nothing: a mask with the exact outline of the evidence draws that outline, and so does its complement.
+    On planted scenes a digit's silhouette is the digit, so the exact mask does not win here; its box does.
     """
 
     name: str = "adp"

@@ -13,7 +13,16 @@ from .metric import Answers, Metric, Rows
 from .probes import Answer, Bare, Fill, First, Remove, Unchanged
 from .sample import Sample
 
-__all__ = ["Perturbation", "Protocol", "deletion", "insertion", "negative_perturbation", "positive_perturbation"]
+__all__ = [
+    "InsertionMinusDeletion",
+    "Perturbation",
+    "Protocol",
+    "deletion",
+    "insertion",
+    "insertion_minus_deletion",
+    "negative_perturbation",
+    "positive_perturbation",
+]
 
 Protocol = Literal["rise", "ltx"]
 _GREY = (128, 128, 128)
@@ -100,6 +109,30 @@ class Perturbation(Metric):
         return answer.probability if self.response == "probability" else answer.correct.astype(np.float64)
 
 
+@dataclass(frozen=True)
+class InsertionMinusDeletion(Metric):
+    """Insertion minus deletion, higher is better: one number for both, so that it and its difference to a rival have an
+    interval of their own.
+    """
+
+    inserting: Perturbation
+    deleting: Perturbation
+    name: str = "insertion-deletion"
+
+    def probes(self, sample: Sample) -> list[Unchanged | Remove | Bare]:
+        """Those of both curves; nothing beyond what the two metrics ask for."""
+        return [*self.inserting.probes(sample), *self.deleting.probes(sample)]
+
+    def row(self, sample: Sample, answers: Answers) -> NDArray[np.float64]:
+        """The two curves, one after the other."""
+        return np.concatenate([self.inserting.row(sample, answers), self.deleting.row(sample, answers)])
+
+    def per_image(self, rows: Rows) -> NDArray[np.float64]:
+        """Difference of the two areas."""
+        points = len(self.inserting.grid)
+        return self.inserting.per_image(rows[:, :points]) - self.deleting.per_image(rows[:, points:])
+
+
 def even_grid(steps: int, end: float = 1.0) -> tuple[float, ...]:
     """``steps`` equal steps from 0 to `end`."""
     if steps < 1 or not 0 < end <= 1:
@@ -138,3 +171,10 @@ def negative_perturbation(
 ) -> Perturbation:
     """Negative perturbation; see `Perturbation`."""
     return _with_protocol(Perturbation("negative", "least", "accuracy"), protocol, fill, steps, end)
+
+
+def insertion_minus_deletion(
+    protocol: Protocol = "rise", fill: Fill = _GREY, steps: int = 16, end: float = 1.0
+) -> InsertionMinusDeletion:
+    """Insertion minus deletion; see `InsertionMinusDeletion`."""
+    return InsertionMinusDeletion(insertion(protocol, fill, steps, end), deletion(protocol, fill, steps, end))

@@ -28,7 +28,8 @@ METHODS = {
 
 ALIASES = {"dix": "dix2", "iia": "iia2", "grad-cam": "gradcam", "integrated-gradients": "ig"}
 
-_STEPS = {"ig": 50, "iia2": 10, "iia3": 10, "dix1": 10, "dix2": 10, "dix3": 10}
+_STEPS = {"ig": 50, "iia2": 10, "iia3": 10, "dix1": 4, "dix2": 4, "dix3": 4}  # as published
+_STEPS_OF_ATTENTION = {"iia2": 5, "dix1": 10, "dix2": 10, "dix3": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +63,9 @@ class GradientConfig:
         if self.steps < 0 or self.points_per_pass < 0:
             raise UsageError("steps and points per pass are positive, or 0 for the default")
 
-    @property
-    def effective_steps(self) -> int:
-        """The number of steps, 0 resolved."""
-        return self.steps or _STEPS.get(self.method, 1)
+    def steps_of(self, attention: bool) -> int:
+        """The number of steps on attention matrices or on feature maps, the default filled in."""
+        return self.steps or (_STEPS_OF_ATTENTION if attention else _STEPS).get(self.method, 1)
 
     @property
     def class_specific(self) -> bool:

@@ -66,6 +66,8 @@ class GradientExplainer(nn.Module):
 
     Attributes:
         layers: names of the layers that are read, the last one first; empty for attention and pixels.
+        on_attention: the method works on attention matrices.
+        steps: of every integral.
 
     Raises:
         ModelError: the model has neither feature maps nor attention, or not enough layers.
@@ -76,9 +78,11 @@ class GradientExplainer(nn.Module):
         super().__init__()
         self.explainee = explainee
         self.config = config
-        self.classifier = folded(explainee.model, explainee.image_spec)
-        self.rule = quadrature(config.rule, config.effective_steps)
+        self.classifier = folded(explainee.model, explainee.image_spec, config.layers)
         self.layers: tuple[str, ...] = ()
+        self.on_attention = config.method in _ATTENTION_ONLY or self._attention_is_better()
+        self.steps = config.steps_of(self.on_attention)
+        self.rule = quadrature(config.rule, self.steps)
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size)
 
@@ -115,10 +119,14 @@ class GradientExplainer(nn.Module):
         published = config.mode == "code"
         if config.method == "ig":
             return lambda x, c, maps: integrated_gradients(model, x, c, self.rule, config.points_per_pass), None
-        if config.method in _ATTENTION_ONLY or self._attention_is_better():
+        if self.on_attention:
             if config.layers:
                 raise UsageError(f"{config.method} reads all attention blocks of this model; leave out --layer")
             blocks, grid, extra = attention_grid(model, spec)
+            if config.method.startswith("dix") and int(config.method[3:]) > blocks:
+                raise ModelError(
+                    f"{config.method} reads the last {config.method[3:]} attention blocks; there is {blocks}"
+                )
             setting = AttentionSetting(model, blocks, grid, extra, self.rule, published, config.points_per_pass)
             return self._on_attention(setting), grid
         needed = _LAYERS[config.method]

@@ -161,7 +161,9 @@ def _published_dix(setting: Setting, images: Tensor, target: Tensor, ends: Seque
         for points, _ in passes(rule, setting.at_once, end):
             path = interpolate(baseline, end, points)
             step = (
-                ((path - baseline.repeat(len(points), 1, 1, 1)) / (len(rule) - 1)).pow(2).sum((1, 2, 3), keepdim=True)
+                ((path - baseline.repeat(len(points), 1, 1, 1)) / max(len(rule) - 1, 1))
+                .pow(2)
+                .sum((1, 2, 3), keepdim=True)
             )
             terms = (setting.gradient(images, path, target, depth) * path.relu() * step.sqrt()).relu()
             total = total + by_point(terms, len(points)).sum(0)

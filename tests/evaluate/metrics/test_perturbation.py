@@ -17,6 +17,7 @@ from saccade.evaluate.metrics import (
     Sample,
     deletion,
     insertion,
+    insertion_minus_deletion,
     measure,
     negative_perturbation,
     positive_perturbation,
@@ -242,3 +243,24 @@ def test_an_unknown_protocol_is_refused_with_those_that_there_are() -> None:
 def test_fills_that_are_no_colour_are_refused(fill: Any) -> None:
     with pytest.raises(UsageError, match="a fill is 'black', 'blur' or three numbers"):
         measure([deletion(fill=fill)], [white_sample()], bright)
+
+
+@pytest.mark.parametrize("protocol", ["rise", "ltx"])
+def test_insertion_minus_deletion_is_the_difference_and_costs_no_forward_more(
+    protocol: Any, samples: list[Sample], toy: Predict
+) -> None:
+    seen = 0
+
+    def count(images: Array) -> Array:
+        nonlocal seen
+        seen += len(images)
+        return toy(images)
+
+    both = [insertion(protocol, steps=5), deletion(protocol, steps=5)]
+    apart = measure(both, samples, count)
+    needed, seen = seen, 0
+    together = insertion_minus_deletion(protocol, steps=5)
+    rows = measure([*both, together], samples, count)
+    assert seen == needed
+    areas = [metric.per_image(apart[metric.name]) for metric in both]
+    np.testing.assert_allclose(together.per_image(rows[together.name]), areas[0] - areas[1], rtol=0, atol=1e-12)
