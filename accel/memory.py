@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import UsageError
 from .engine import Engine
 
-__all__ = ["largest_batch", "peak_mib", "reset_peak", "resident_mib"]
+__all__ = ["largest_batch", "peak_mib", "reset_peak"]
 
 _PROBE = 8  # images
 _MOST = 64  # images; larger batches make a CPU no faster
@@ -59,11 +59,6 @@ def reset_peak() -> None:
 def peak_mib() -> float | None:
     """Largest resident memory of this process so far, MiB; None where the system does not tell."""
     return _status("VmHWM:")
-
-
-def resident_mib() -> float | None:
-    """Resident memory of this process now, MiB; None where the system does not tell."""
-    return _status("VmRSS:")
 
 
 def _status(field: str) -> float | None:

@@ -133,26 +133,34 @@ def against_quantus(engine: Engine, model: nn.Module, scenes: int, batch: int) -
     masks = np.stack([sample.mask for sample in some])[:, None].astype(np.float32)
     target = np.array([sample.target for sample in some])
     metric = deletion(fill=BLACK, steps=QUANTUS_STEPS)
-    result: dict[str, Any] = {"scenes": scenes}
+    result: dict[str, Any] = {"scenes": scenes, "steps": QUANTUS_STEPS}
     for name, module in (("PyTorch", model), ("ONNX Runtime", EngineModule(engine))):
         flipping = PixelFlipping(
             features_in_step=images[0].size // QUANTUS_STEPS,
-            perturb_baseline="black",
+            perturb_baseline=0.0,
             abs=False,
             normalise=False,
             disable_warnings=True,
             display_progressbar=False,
         )
 
-        def theirs(flipping: Any = flipping, module: nn.Module = module) -> None:
+        curves: dict[str, Any] = {}
+
+        def theirs(curves: dict[str, Any] = curves, flipping: Any = flipping, module: nn.Module = module) -> None:
             with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore")
-                flipping(
-                    model=module.eval(), x_batch=images, y_batch=target, a_batch=masks, device="cpu", batch_size=batch
+                curves["theirs"] = flipping(
+                    model=module.eval(),
+                    x_batch=images,
+                    y_batch=target,
+                    a_batch=masks,
+                    device="cpu",
+                    batch_size=batch,
+                    softmax=False,  # these are probabilities already
                 )
 
-        def ours() -> None:
-            measure([metric], some, engine.probabilities, batch_size=batch)
+        def ours(curves: dict[str, Any] = curves) -> None:
+            curves["ours"] = measure([metric], some, engine.probabilities, batch_size=batch)["deletion"][:, 1:]
 
         turns = [(seconds(ours), seconds(theirs)) for _ in range(3)]
         mine, other = (float(np.median(column)) for column in zip(*turns, strict=True))
@@ -160,6 +168,7 @@ def against_quantus(engine: Engine, model: nn.Module, scenes: int, batch: int) -
             "ms per scene, Saccade": 1e3 * mine / scenes,
             "ms per scene, Quantus": 1e3 * other / scenes,
             "times slower": other / mine,
+            "largest difference of a curve": float(np.abs(np.array(curves["theirs"]) - curves["ours"]).max()),
         }
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ class Example:
     evidence: NDArray[np.bool_] | None = None
 
 
-class EvaluationData:
+class EvaluationData(ABC):
     """Images that can be gone through several times, always in the same order; none is kept."""
 
     title: str
@@ -44,8 +45,9 @@ class EvaluationData:
     has_evidence: bool
     failures: dict[str, str]
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Example]:
-        raise NotImplementedError
+        """The examples."""
 
 
 @dataclass(frozen=True)

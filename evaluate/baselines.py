@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contracts import Floats, Uint8
-from ..errors import UsageError, require, suggest
+from ..errors import require
 from .metrics import Explain
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BASELINES",
     "centre_gaussian",
-    "check_baseline",
     "grad_cam",
     "integrated_gradients",
     "random_masks",
@@ -28,17 +27,6 @@ __all__ = [
 
 BASELINES = ("random", "centre", "grad-cam", "integrated-gradients")
 """By the names that users type."""
-
-
-def check_baseline(name: str) -> str:
-    """The name itself.
-
-    Raises:
-        UsageError: there is no such baseline.
-    """
-    if name not in BASELINES:
-        raise UsageError(f"there is no baseline '{name}'; {suggest(name, BASELINES)}")
-    return name
 
 
 def random_masks() -> Explain:

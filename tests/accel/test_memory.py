@@ -16,14 +16,11 @@ def test_the_peak_follows_what_is_allocated() -> None:
     memory.reset_peak()
     before = memory.peak_mib()
     block = np.ones(64 * 2**20 // 8)
-    held = memory.resident_mib()
     del block
     after = memory.peak_mib()
     assert before is not None
     assert after is not None
-    assert held is not None
     assert after - before == pytest.approx(64, abs=8)
-    assert held <= after + 1
 
 
 def test_a_batch_is_as_large_as_the_budget_allows(tiny_bundle_kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

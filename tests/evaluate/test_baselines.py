@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from saccade.contracts import Uint8
-from saccade.errors import UsageError
 from saccade.evaluate.baselines import (
     centre_gaussian,
-    check_baseline,
     grad_cam,
     integrated_gradients,
     random_masks,
@@ -104,9 +102,3 @@ def test_a_map_of_zeros_stays_a_map_of_zeros() -> None:
     maps[1, 1, 2] = 4
     assert stretch(maps).sum() == 1
     assert stretch(maps)[1, 1, 2] == 1
-
-
-def test_an_unknown_baseline_suggests_the_near_one() -> None:
-    assert check_baseline("grad-cam") == "grad-cam"
-    with pytest.raises(UsageError, match="did you mean grad-cam"):
-        check_baseline("gradcam")
