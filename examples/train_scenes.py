@@ -1,7 +1,7 @@
 """Train the classifiers of planted scenes whose weights are in evaluate/weights.
 
     python examples/train_scenes.py resnet        about 15 minutes on two cores
-    python examples/train_scenes.py vit           about 40 minutes; learns from the labels and from the ResNet
+    python examples/train_scenes.py vit           about 46 minutes; learns from the labels and from the ResNet
 
 A curriculum makes it short: the scenes start as digits on a plain colour, and the photographs and distractors fade in
 over the first 40 % of the run. Every scene is new.
