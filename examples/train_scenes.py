@@ -1,7 +1,7 @@
 """Train the classifiers of planted scenes whose weights are in evaluate/weights.
 
     python examples/train_scenes.py resnet        about 15 minutes on two cores
-    python examples/train_scenes.py vit           about 46 minutes; learns from the labels and from the ResNet
+    python examples/train_scenes.py vit           about 30 minutes; learns from the labels and from the ResNet
 
 A curriculum makes it short: the scenes start as digits on a plain colour, and the photographs and distractors fade in
 over the first 40 % of the run. Every scene is new.
@@ -35,7 +35,7 @@ from saccade.methods.attention_tap import AttentionTap
 
 RECIPES = {
     "resnet": {"steps": 2400, "batch": 96, "rate": 4e-3, "decay": 0.02},
-    "vit": {"steps": 5000, "batch": 96, "rate": 1e-3, "decay": 0.05},
+    "vit": {"steps": 3800, "batch": 96, "rate": 1e-3, "decay": 0.05},
 }
 
 
