@@ -54,8 +54,10 @@ class OnnxEngine:
         if self._full is None:
             self._full = self._session(self.bundle.graph.read_bytes())
         feeds = {"image": images, "target": self._checked_target(target, len(images))}
-        probabilities, chosen, mask = self._run(self._full, _OUTPUTS, feeds)
-        return Explanation(probabilities=probabilities, target=chosen, mask=mask)
+        names = [output.name for output in self._full.get_outputs()]
+        answers = dict(zip(names, self._run(self._full, names, feeds), strict=True))
+        probabilities, chosen, mask = (answers.pop(name) for name in _OUTPUTS)
+        return Explanation(probabilities=probabilities, target=chosen, mask=mask, diagnostics=answers)
 
     def probabilities(self, images: Uint8) -> Floats:
         """Predict a batch, (N, K), by a second graph cut out of the same file; see `Engine.probabilities`."""

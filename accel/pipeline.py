@@ -91,6 +91,7 @@ def _explain_batch(engine: Engine, batch: list[_Loaded], target: int) -> Iterato
             spec=manifest.image,
             class_specific=manifest.class_specific,
             milliseconds=milliseconds,
+            diagnostics={name: float(values[index]) for name, values in answer.diagnostics.items()},
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class ImageExplanation:
         spec: which part of the image the model saw.
         class_specific: the mask is about `target`; if not, it is about the predicted class whatever was asked.
         milliseconds: the engine's time for this image's batch, divided by the batch.
+        diagnostics: what the method says about itself, see `Explanation`.
     """
 
     source: str
@@ -46,6 +48,7 @@ class ImageExplanation:
     spec: ImageSpec
     class_specific: bool
     milliseconds: float
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def class_name(self) -> str:
@@ -112,6 +115,7 @@ class ImageExplanation:
             "area": round(float(self.mask.mean()), 4),
             "peak": list(self.peak()),
             "milliseconds": round(self.milliseconds, 3),
+            **{name: float(f"{value:.4g}") for name, value in self.diagnostics.items()},
         }
 
 

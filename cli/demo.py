@@ -13,14 +13,21 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from ..accel.bundle import Bundle
     from ..accel.results import ImageExplanation
     from ..contracts import Uint8
     from .demo_page import Method
 
+    Export = Callable[[Path, Callable[[str], None]], Bundle]
+
 __all__ = ["demo"]
 
-FORMS = {"shared": "shared trunk", "own": "own backbone"}
-SCENES = 16
+LTX = {"shared": "LTX, shared trunk", "own": "LTX, own backbone"}
+GRADIENTS = {
+    "scenes:resnet": {"gradcam": "Grad-CAM", "dix2": "DIX, two layers", "iia2": "IIA, two integrals"},
+    "scenes:vit": {"gradient-rollout": "gradient rollout", "dix2": "DIX, two blocks", "iia2": "IIA, two integrals"},
+}
+SCENES = 12
 PHOTOGRAPHS = ("sklearn:china.jpg", "matplotlib:grace_hopper.jpg", "skimage:retina.jpg", "skimage:rocket.jpg")
 
 
@@ -36,9 +43,9 @@ PHOTOGRAPHS = ("sklearn:china.jpg", "matplotlib:grace_hopper.jpg", "skimage:reti
 def demo(out: Path) -> None:
     """Export, verify and explain with the trained models that come with Saccade, and make a page of it.
 
-    Takes a ResNet that reads digits on photographs and its two LTX explainers, compiles each into one ONNX graph,
-    proves the graphs, explains held-out scenes whose evidence is known and some plain photographs, and writes one
-    HTML file.
+    Takes a ResNet and a vision transformer that read digits on photographs, compiles each with several methods into one
+    ONNX graph per method, proves the graphs, explains held-out scenes whose evidence is known and some plain
+    photographs, and writes one HTML file.
 
     \b
     Example:
@@ -51,7 +58,7 @@ def demo(out: Path) -> None:
     from rich.console import Console
 
     from ..errors import OutputError
-    from .demo_page import write_page
+    from .demo_page import Model, write_page
 
     console = Console(stderr=True)
     began = time.perf_counter()
@@ -62,15 +69,62 @@ def demo(out: Path) -> None:
             f"cannot write into '{out}': {error.strerror or error}; choose another folder with --out"
         ) from None
     with console.status("loading") as status:
-        methods = [_prepare(form, title, out, status.update, console) for form, title in FORMS.items()]
+        resnet = [_prepare(title, out, _ltx(form), status.update, console) for form, title in LTX.items()]
+        resnet += _gradient_methods("scenes:resnet", out, status.update, console)
+        vit = _gradient_methods("scenes:vit", out, status.update, console)
         status.update("writing the page")
-        page = write_page(out / "index.html", methods, *_truth(), seconds=time.perf_counter() - began)
+        models = [
+            Model("ResNet", "380,000 parameters, 96×96 pixels. LTX was trained; the others need no training.", resnet),
+            Model("Vision transformer", "900,000 parameters, 12×12 patches; its attention is explained.", vit),
+        ]
+        page = write_page(out / "index.html", models, *_truth(), seconds=time.perf_counter() - began)
     console.print(f"[bold]{page}[/bold] shows what was explained; open it in a browser.", highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s in all. Next:", highlight=False)
-    click.echo(f"  saccade explain YOUR_PHOTO.jpg --bundle {methods[0].bundle}")
+    click.echo(f"  saccade explain YOUR_PHOTO.jpg --bundle {resnet[0].bundle}")
 
 
-def _prepare(form: str, title: str, out: Path, status: Callable[[str], None], console: Console) -> Method:
+def _ltx(form: str) -> Export:
+    """Exports one of the LTX explainers that come with Saccade."""
+    from ..evaluate.weights_folder import WEIGHTS
+    from ..export.write_bundle import export_ltx
+    from ..methods.ltx.checkpoint import load_checkpoint
+    from .data import sample_images
+
+    def export(folder: Path, on_stage: Callable[[str], None]) -> Bundle:
+        explainer, record = load_checkpoint(WEIGHTS / f"scenes_resnet_ltx_{form}")
+        images = sample_images(record.data, record.image_spec)
+        out = folder / f"scenes-resnet-ltx-{form}"
+        return export_ltx(explainer, record, images, out, overwrite=True, on_stage=on_stage)
+
+    return export
+
+
+def _gradient_methods(model: str, out: Path, status: Callable[[str], None], console: Console) -> list[Method]:
+    return [
+        _prepare(title, out, _gradient(model, method), status, console) for method, title in GRADIENTS[model].items()
+    ]
+
+
+def _gradient(model: str, method: str) -> Export:
+    """Exports a method of a classifier that comes with Saccade."""
+    from ..export.write_bundle import export_gradient
+    from ..methods.explainee import load_explainee
+    from ..methods.gradient.config import GradientConfig
+    from .data import SCENES as OWN
+    from .data import sample_images
+    from .options import SHORT_SPECS
+
+    def export(folder: Path, on_stage: Callable[[str], None]) -> Bundle:
+        explainee = load_explainee(SHORT_SPECS[model])
+        images = sample_images(OWN, explainee.image_spec)
+        out = folder / f"{model.replace(':', '-')}-{method}"
+        config = GradientConfig(method=method, preset="fast")
+        return export_gradient(explainee, config, images, out, overwrite=True, on_stage=on_stage)
+
+    return export
+
+
+def _prepare(title: str, out: Path, export: Export, status: Callable[[str], None], console: Console) -> Method:
     """Export one explainer, verify it, explain everything, measure its cost."""
     from ..accel.bench import bench_engine
     from ..accel.engine import open_engine
@@ -79,18 +133,10 @@ def _prepare(form: str, title: str, out: Path, status: Callable[[str], None], co
     from ..accel.verify import verify_engine
     from ..errors import ParityError
     from ..evaluate.scene_material import load_photograph
-    from ..evaluate.weights_folder import WEIGHTS
-    from ..export.write_bundle import export_ltx
-    from ..methods.ltx.checkpoint import load_checkpoint
-    from .data import sample_images
     from .demo_page import Method
 
-    bundle = out / "bundles" / f"scenes-resnet-ltx-{form}"
-    explainer, record = load_checkpoint(WEIGHTS / f"scenes_resnet_ltx_{form}")
-    images = sample_images(record.data, record.image_spec)
-    made = export_ltx(
-        explainer, record, images, bundle, overwrite=True, on_stage=lambda stage: status(f"{title}: {stage}")
-    )
+    made = export(out / "bundles", lambda stage: status(f"{title}: {stage}"))
+    bundle = made.path
     status(f"{title}: verifying")
     engine = open_engine(made, check=False)
     checks = verify_engine(engine)
@@ -100,7 +146,7 @@ def _prepare(form: str, title: str, out: Path, status: Callable[[str], None], co
     sources = [*_scene_images(), *(load_photograph(name) for name in PHOTOGRAPHS)]
     results: list[ImageExplanation] = [r for r in explain_images(engine, sources) if isinstance(r, ImageExplanation)]
     status(f"{title}: measuring the cost")
-    rows = bench_engine(engine, (1, 8), seconds=1.5)
+    rows = bench_engine(engine, (1, 8), seconds=1.5, min_runs=5)
     console.print(
         f"{title}: parity {made.manifest.parity.mask_max_abs:.0e}, {len(checks)} checks pass, "
         f"{' and '.join(f'{row.forwards:.2f}' for row in rows)} forwards at batch 1 and 8, bundle in {bundle}",

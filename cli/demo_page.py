@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from ..accel.bench import BenchRow
-from ..accel.colormap import colour_table, colourise
+from ..accel.colormap import colour_table
 from ..accel.manifest import Manifest
 from ..accel.overlay import draw_overlay, enlarge
 from ..accel.results import ImageExplanation
 from ..contracts import Uint8
 
-__all__ = ["Method", "write_page"]
+__all__ = ["Method", "Model", "write_page"]
 
 _SIDE = 288  # pixels of a picture on the page
 
@@ -37,58 +37,78 @@ class Method:
     cost: Sequence[BenchRow]
 
 
+@dataclass(frozen=True)
+class Model:
+    """One classifier's part of the demo."""
+
+    title: str
+    about: str
+    methods: Sequence[Method]
+
+
 def write_page(
-    path: Path, methods: Sequence[Method], scenes: Sequence[Any], photographs: Sequence[str], *, seconds: float
+    path: Path, models: Sequence[Model], scenes: Sequence[Any], photographs: Sequence[str], *, seconds: float
 ) -> Path:
     """Write the page.
 
     Args:
         path: of the HTML file.
-        methods: the explainers, in the order of the columns.
+        models: the classifiers with their explainers, in the order of the columns.
         scenes: the planted scenes with their evidence.
         photographs: names of the photographs, whose results follow those of the scenes.
         seconds: what export, verification and explanation took.
     """
     template = Template((Path(__file__).parent / "demo_page.html").read_text(encoding="utf-8"))
-    rows = [
-        _row(
-            [
-                _figure(_scaled(scene.image), "image", f"scene {index}: digit {scene.label}"),
-                _figure(_evidence(scene), "evidence", f"truth: {methods[0].results[index].class_names[scene.label]}"),
-            ],
-            [method.results[index] for method in methods],
-            methods,
-        )
-        for index, scene in enumerate(scenes)
-    ]
-    plain = [
-        _row(
-            [_figure(_scaled(methods[0].results[len(scenes) + index].image), "image", name)],
-            [method.results[len(scenes) + index] for method in methods],
-            methods,
-        )
-        for index, name in enumerate(photographs)
-    ]
     html = template.substitute(
-        summary="".join(map(_summary, methods)),
         legend=_legend(),
-        scenes="".join(rows),
-        photographs="".join(plain),
+        models="".join(_model(model, scenes, photographs) for model in models),
         seconds=f"{seconds:.0f}",
     )
     path.write_text(html, encoding="utf-8")
     return path
 
 
-def _row(first: list[str], results: Sequence[ImageExplanation], methods: Sequence[Method]) -> str:
-    cells = list(first)
-    for method, result in zip(methods, results, strict=True):
-        image, mask = enlarge(result.image, result.mask_on_image())
-        answer = f"<b>{escape(result.class_name)}</b> {result.probability:.1%} · {result.milliseconds:.1f} ms"
-        cells.append(
-            _figure(_scaled(colourise(mask)), f"mask, {escape(method.title)}", f"area {result.mask.mean():.1%}")
+def _model(model: Model, scenes: Sequence[Any], photographs: Sequence[str]) -> str:
+    names = model.methods[0].results[0].class_names
+    rows = [
+        _row(
+            [
+                _figure(_scaled(scene.image), f"scene {index}", _answer(model, index)),
+                _figure(_evidence(scene), "evidence", f"truth: {names[scene.label]}"),
+            ],
+            model.methods,
+            index,
         )
-        cells.append(_figure(_scaled(draw_overlay(image, mask)), f"overlay, {escape(method.title)}", answer))
+        for index, scene in enumerate(scenes)
+    ]
+    plain = [
+        _row(
+            [_figure(_scaled(model.methods[0].results[index].image), name, _answer(model, index))], model.methods, index
+        )
+        for index, name in enumerate(photographs, len(scenes))
+    ]
+    return (
+        f"<h2>{escape(model.title)}</h2><p>{escape(model.about)}</p>"
+        f'<div class="cards">{"".join(map(_summary, model.methods))}</div>'
+        "<h3>Held-out scenes</h3><p>Digits and photographs that neither the classifier nor an explainer has seen. The "
+        f"evidence is known: the digit's own pixels.</p>{''.join(rows)}"
+        "<h3>Plain photographs</h3><p>There is no digit here. The classifier must name one all the same, and the mask "
+        f"says what it took for it.</p>{''.join(plain)}"
+    )
+
+
+def _answer(model: Model, index: int) -> str:
+    result = model.methods[0].results[index]
+    return f"<b>{escape(result.class_name)}</b> {result.probability:.1%}"
+
+
+def _row(first: list[str], methods: Sequence[Method], index: int) -> str:
+    cells = list(first)
+    for method in methods:
+        result = method.results[index]
+        image, mask = enlarge(result.image, result.mask_on_image())
+        caption = f"area {result.mask.mean():.1%} · {result.milliseconds:.1f} ms"
+        cells.append(_figure(_scaled(draw_overlay(image, mask)), escape(method.title), caption))
     return f'<div class="row">{"".join(cells)}</div>\n'
 
 
@@ -118,14 +138,14 @@ def _scaled(picture: Uint8) -> Uint8:
 def _summary(method: Method) -> str:
     parity = method.manifest.parity
     cost = "".join(
-        f"<tr><td>batch {row.batch}</td><td>{row.p50_ms:.2f} ms</td><td>{row.images_per_second:.0f} images/s</td>"
-        f"<td><b>{row.forwards:.2f}</b> forwards</td></tr>"
+        f"<tr><td>batch {row.batch}</td><td>{row.p50_ms:.1f} ms</td><td><b>{row.forwards:.2f}</b> forwards</td></tr>"
         for row in method.cost
     )
+    gaps = [result.diagnostics["completeness_gap"] for result in method.results if result.diagnostics]
+    gap = f" Completeness gap: {np.median(gaps):.1%}." if gaps else ""
     return (
-        f"<section class=card><h2>LTX, {escape(method.title)}</h2><p>{escape(method.manifest.explainee['spec'])}</p>"
-        f"<table>{cost}</table><p>Furthest from PyTorch on {parity.images} images: masks {parity.mask_max_abs:.1e}, "
-        f"probabilities {parity.probabilities_max_abs:.1e}.</p>"
+        f"<section class=card><h4>{escape(method.title)}</h4><table>{cost}</table>"
+        f"<p>Masks within {parity.mask_max_abs:.0e} of PyTorch's on {parity.images} images.{gap}</p>"
         f"<p><code>{escape(str(method.bundle))}</code></p></section>"
     )
 

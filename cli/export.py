@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,14 +27,19 @@ __all__ = ["export"]
 @click.option("--weights", metavar="FILE", help="Its weights; with --checkpoint, where they are now.")
 @click.option("--classes", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one per line.")
 @click.option("--layer", "layers", multiple=True, metavar="NAME", help="Layer to read, the last one first; repeatable.")
-@click.option("--steps", type=click.IntRange(1), metavar="N", help="Of every integral. [default: the method's]")
+@click.option(
+    "--preset",
+    type=click.Choice(["published", "fast"]),
+    default="published",
+    show_default=True,
+    help="The published number of steps, or the fewest Gauss points that give nearly the same mask as very many.",
+)
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Of every integral. [default: the preset's]")
 @click.option(
     "--quadrature",
     "rule",
     type=click.Choice(["riemann", "gauss", "midpoint"]),
-    default="riemann",
-    show_default=True,
-    help="Of every integral.",
+    help="Of every integral. [default: the preset's]",
 )
 @click.option(
     "--mode",
@@ -43,6 +48,16 @@ __all__ = ["export"]
     show_default=True,
     help="The published formulas, or what the published code computes.",
 )
+@click.option(
+    "--memory-budget",
+    type=click.FloatRange(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    metavar="GIB",
+    help="What a process that explains a batch of --batch images may take; sets the points of a path per pass.",
+)
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="See --memory-budget.")
+@click.option("--verbose", is_flag=True, help="Say which layers, steps and points per pass were chosen.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="A trained explainer.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="BUNDLE", help="Folder of the bundle.")
 @click.option(
@@ -60,9 +75,13 @@ def export(
     weights: str | None,
     classes: Path | None,
     layers: tuple[str, ...],
+    preset: str,
     steps: int | None,
-    rule: str,
+    rule: str | None,
     mode: str,
+    memory_budget: float,
+    batch: int,
+    verbose: bool,
     checkpoint: Path | None,
     out: Path,
     any_size: bool,
@@ -104,11 +123,16 @@ def export(
             config = GradientConfig(
                 method=ALIASES.get(method, method),
                 layers=layers,
+                preset=preset,  # type: ignore[arg-type]
                 steps=steps or 0,
                 rule=rule,  # type: ignore[arg-type]
                 mode=mode,  # type: ignore[arg-type]
+                memory_budget=memory_budget,
+                batch=batch,
             )
             bundle = _export_method(config, spec, weights, classes, data, out, any_size, overwrite, status.update)
+    if verbose:
+        _print_choices(bundle.manifest.parameters)
     _print(bundle.manifest.parity, out, sum(entry.bytes for entry in bundle.manifest.files.values()))
 
 
@@ -169,6 +193,18 @@ def _list_methods() -> None:
     for name, what in METHODS.items():
         table.add_row(name, short.get(name, ""), what)
     Console().print(table)
+
+
+def _print_choices(parameters: dict[str, Any]) -> None:
+    """What a method chose for itself, one line each."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    for name in ("layers", "steps", "rule", "points_per_pass", "mode", "memory_budget", "batch"):
+        if name in parameters:
+            value = parameters[name]
+            shown = ", ".join(value) or "attention or pixels" if isinstance(value, list) else str(value)
+            console.print(f"{name.replace('_', ' ')}: {shown}", highlight=False)
 
 
 def _print(report: ParityReport, out: Path, size: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map
 
 from ..errors import ModelError
 from .to_onnx import MeanPooling
@@ -56,6 +57,7 @@ _BACKWARD = (  # operators for which PyTorch has a decomposition into forward on
 )
 
 
+_BATCH = 1009  # a prime: a size of the graph that is a multiple of it is one of the batch
 _IDENTITIES = (aten.detach.default, aten.detach_.default, aten.alias.default)
 
 
@@ -66,7 +68,7 @@ def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor])
 
     Args:
         function: calls `torch.autograd.grad` inside; its parameters take no gradient themselves.
-        example: inputs with a batch of 2 or more (a batch of 1 would be taken for a constant).
+        example: inputs, for their shapes past the first axis and their dtypes.
 
     Returns:
         A module with the function's inputs and outputs.
@@ -74,7 +76,8 @@ def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor])
     Raises:
         ModelError: what the function does depends on the data, or an operator's gradient is not known.
     """
-    contiguous = [value.contiguous() for value in example]  # channels last, gradients of pooling write into strides
+    # contiguous: with channels last, gradients of pooling write into strides; never filled: only shapes are followed
+    shapes = [torch.empty(_BATCH, *value.shape[1:], dtype=value.dtype, device=value.device) for value in example]
     record = make_fx(
         lambda *inputs: function(*inputs),
         decomposition_table=_table(),
@@ -83,11 +86,13 @@ def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor])
     )
     try:
         with MeanPooling():
-            traced = record(*contiguous)
+            traced = record(*shapes)
     except ModelError:
         raise
     except Exception as error:  # whatever tracing a user's model may raise
         raise ModelError(f"the gradients of the model cannot be traced: {_first_line(error)}") from error
+    _free_the_batch(traced)
+    _drop_checks(traced)
     _drop_identities(traced)
     _out_of_place(traced)
     _single_output_layer_norm(traced)
@@ -199,6 +204,30 @@ def _averaging(outputs: int, inputs: int, like: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=like.dtype, device=like.device)
 
 
+def _free_the_batch(traced: GraphModule) -> None:
+    """Sizes that tracing fixed to the example's batch, or a multiple of it, follow the input's again: PyTorch's rules
+    for batches of gradients (`torch.vmap`) take them for numbers.
+    """
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    with traced.graph.inserting_after(inputs[-1]):
+        batch = traced.graph.call_function(aten.sym_size.int, (inputs[0], 0))
+    multiples: dict[int, Node] = {1: batch}
+
+    def freed(value: Any) -> Any:
+        if type(value) is not int or value == 0 or value % _BATCH:
+            return value
+        times = value // _BATCH
+        if times not in multiples:
+            with traced.graph.inserting_after(batch):
+                multiples[times] = traced.graph.call_function(operator.mul, (batch, times))
+        return multiples[times]
+
+    for node in list(traced.graph.nodes):
+        if node.op == "call_function":
+            node.args = tree_map(freed, node.args)
+            node.kwargs = tree_map(freed, node.kwargs)
+
+
 def _contiguous_inputs(traced: GraphModule) -> None:
     """The graph was recorded for contiguous inputs, so it makes them contiguous."""
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
@@ -206,6 +235,13 @@ def _contiguous_inputs(traced: GraphModule) -> None:
         with traced.graph.inserting_after(inputs[-1]):
             copy = traced.graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
         node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+
+
+def _drop_checks(traced: GraphModule) -> None:
+    """Assertions about values are not part of what is computed."""
+    for node in list(traced.graph.nodes):
+        if node.op == "call_function" and node.target in (aten._assert_async.msg, aten._assert_async.default):
+            traced.graph.erase_node(node)
 
 
 def _drop_identities(traced: GraphModule) -> None:

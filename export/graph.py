@@ -22,11 +22,12 @@ class TracedExplainer(nn.Module):
         images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
         self.graph = trace_autograd_free(explainer.attribute, (images, torch.tensor([0, -1])))
         self.mask = explainer.mask
+        self.has_gap = explainer.has_gap
 
-    def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """As `GradientExplainer.forward`."""
-        logits, chosen, attribution = self.graph(images, target)
-        return logits, chosen, self.mask(attribution)
+        logits, chosen, maps, gap = self.graph(images, target)
+        return logits, chosen, self.mask(maps), gap
 
 
 class ExplainerGraph(nn.Module):
@@ -36,7 +37,12 @@ class ExplainerGraph(nn.Module):
         super().__init__()
         self.explainer = explainer
 
-    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def diagnostics(self) -> tuple[str, ...]:
+        """Names of what the graph gives besides probabilities, class and mask."""
+        return ("completeness_gap",) if getattr(self.explainer, "has_gap", False) else ()
+
+    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """Predict and explain.
 
         Args:
@@ -44,13 +50,13 @@ class ExplainerGraph(nn.Module):
             target: int64 (N,), the class to explain; negative for the predicted class.
 
         Returns:
-            probabilities (N, K); the class explained, int64 (N,); mask (N, 1, H, W) in [0, 1], 1 keeps the pixel.
+            probabilities (N, K); the class explained, int64 (N,); mask (N, 1, H, W) in [0, 1], 1 keeps the pixel;
+            and what `diagnostics` names.
         """
         pixels = (image.float() / 255).permute(0, 3, 1, 2)  # TensorRT casts uint8 but moves no axes of it
         normalised = self.explainer.explainee.normalise(pixels)
         if isinstance(self.explainer, LTXExplainer):
             logits, mask = self.explainer(normalised)
-            chosen = torch.where(target < 0, logits.argmax(1), target)
-        else:
-            logits, chosen, mask = self.explainer(normalised, target)
-        return logits.softmax(1), chosen, mask
+            return logits.softmax(1), torch.where(target < 0, logits.argmax(1), target), mask
+        logits, chosen, mask, gap = self.explainer(normalised, target)
+        return (logits.softmax(1), chosen, mask) if gap is None else (logits.softmax(1), chosen, mask, gap)

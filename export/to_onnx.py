@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,18 @@ MAX_BATCH = 65_536
 OUTPUTS = ("probabilities", "target_class", "mask")  # an ONNX output cannot be called like an input, so not "target"
 
 
-def export_onnx(module: nn.Module, spec: ImageSpec, path: Path, *, any_size: bool = False) -> None:
+def export_onnx(
+    module: nn.Module, spec: ImageSpec, path: Path, *, any_size: bool = False, diagnostics: Sequence[str] = ()
+) -> None:
     """Export a module of (image, target) with a dynamic batch, check the file, and write it.
 
     Args:
-        module: maps uint8 (N, H, W, 3) and int64 (N,) to probabilities, target class and mask.
+        module: maps uint8 (N, H, W, 3) and int64 (N,) to probabilities, target class, mask, and diagnostics.
         spec: the model's input; its size goes into the graph.
         path: where the file goes.
         any_size: put the cut and the antialiased resize into the graph, so that it takes images of any height and
             width.
+        diagnostics: names of further outputs, (N,) each.
 
     Raises:
         ModelError: the model cannot be traced; the message says where.
@@ -51,7 +54,7 @@ def export_onnx(module: nn.Module, spec: ImageSpec, path: Path, *, any_size: boo
                 dynamo=True,
                 dynamic_shapes={"image": {0: batch}, "target": {0: batch}},
                 input_names=["image", "target"],
-                output_names=list(OUTPUTS),
+                output_names=[*OUTPUTS, *diagnostics],
                 opset_version=OPSET,
                 optimize=True,
                 verbose=False,

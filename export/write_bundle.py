@@ -7,7 +7,7 @@ import datetime
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from ..methods.gradient.explainer import GradientExplainer
 from ..methods.ltx.checkpoint import CheckpointRecord
 from ..methods.ltx.model import LTXExplainer
 from .graph import ExplainerGraph, TracedExplainer
-from .parity import error_of_float32, explain_in_torch, measure_parity, require_parity
+from .parity import BATCHES, error_of_float32, explain_in_torch, measure_parity, require_parity
 from .to_onnx import OPSET, export_onnx
 
 __all__ = ["GOLDEN_COUNT", "export_gradient", "export_ltx"]
@@ -64,6 +64,7 @@ class _About:
     class_names: tuple[str, ...]
     explainee: dict[str, str]
     own_error: Callable[[Uint8, NDArray[np.int64]], float] | None = None
+    batches: Sequence[int] = BATCHES
 
 
 def export_ltx(
@@ -152,6 +153,8 @@ def export_gradient(
                 **asdict(config),
                 "layers": list(explainer.layers),
                 "steps": explainer.steps,
+                "rule": config.quadrature,
+                "points_per_pass": explainer.at_once,
             },
             class_specific=config.class_specific,
             image_spec=explainee.image_spec,
@@ -162,6 +165,7 @@ def export_gradient(
                 "fingerprint": explainee.fingerprint,
             },
             own_error=partial(error_of_float32, explainer),
+            batches=sorted({1, 2, min(7, config.batch), config.batch}),
         )
         on_stage("tracing the gradients")
         traced = ExplainerGraph(TracedExplainer(explainer)).eval()
@@ -207,14 +211,18 @@ def _finish(
 ) -> Bundle:
     """Export `graph`, hold it against `original_graph` in PyTorch, and move the bundle to `out`."""
     on_stage("exporting the graph")
-    export_onnx(graph, about.image_spec, folder / GRAPH_FILE, any_size=any_size)
-    on_stage(f"asking PyTorch about {len(images)} images")
+    export_onnx(graph, about.image_spec, folder / GRAPH_FILE, any_size=any_size, diagnostics=original_graph.diagnostics)
+
+    def asking(who: str) -> Callable[[int], None]:
+        return lambda done: on_stage(f"asking {who}: {done} of {len(images)} images")
+
+    asking("PyTorch")(0)
     target = np.full(len(images), -1, dtype=np.int64)
     if about.class_specific:
         target[1::2] = np.arange(1, len(images), 2) % len(about.class_names)
-    original = explain_in_torch(original_graph, images, target)
+    original = explain_in_torch(original_graph, images, target, on_progress=asking("PyTorch"))
     manifest = _describe(about, original, any_size, _UNPROVEN, {})
-    on_stage("holding ONNX Runtime against PyTorch")
+    asking("ONNX Runtime")(0)
     report = measure_parity(
         OnnxEngine(Bundle(folder, manifest)),
         images,
@@ -222,6 +230,8 @@ def _finish(
         target=target,
         class_specific=about.class_specific,
         own_error=about.own_error,
+        batches=about.batches,
+        on_progress=asking("ONNX Runtime"),
     )
     require_parity(report)
     _write_golden(folder / GOLDEN_FILE, images, target, original)

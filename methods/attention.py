@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,20 +16,41 @@ from ..errors import ModelError
 from .attention_tap import AttentionTap
 from .features import noise_images
 
-__all__ = ["AttentionTap", "attention_grid", "rollout"]
+__all__ = ["AttentionLayout", "AttentionTap", "attention_layout", "block_input", "rollout"]
 
 _EXTRA_TOKENS = (1, 2, 5)  # the class token alone, with a distillation token (DeiT), with four registers (DINOv2)
 
 
-def attention_grid(model: nn.Module, spec: ImageSpec) -> tuple[int, tuple[int, int], int]:
-    """What the attention of a model looks like: the number of matrices, the grid (h, w) of patches, and the number of
-    tokens before the patches (class and register tokens).
+@dataclass(frozen=True)
+class AttentionLayout:
+    """What the attention of a model looks like.
+
+    Attributes:
+        grid: (h, w) of the patches.
+        extra: tokens before the patches (class and register tokens).
+        blocks: for each attention matrix, in the order of calls, the outermost module that holds this one and no other
+            (in a ViT: the transformer block), by name; empty where there is none whose input is all that the rest of
+            the model needs.
+    """
+
+    grid: tuple[int, int]
+    extra: int
+    blocks: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+
+def attention_layout(model: nn.Module, spec: ImageSpec) -> AttentionLayout:
+    """Find out what the attention of a model looks like.
 
     Raises:
         ModelError: the model calls no attention, or not one whose tokens are all patches of the image.
     """
-    with torch.no_grad(), AttentionTap() as tap:
-        model(noise_images(model, spec, 1))
+    images = noise_images(model, spec, 2)
+    tap = AttentionTap()
+    with torch.no_grad(), tap, _callers(model, tap) as callers:
+        logits = model(images[:1])
     shapes = {tuple(matrix.shape[-2:]) for matrix in tap.matrices}
     if not tap.matrices:
         raise ModelError("the model calls no attention; use a method for feature maps, such as dix or gradcam")
@@ -34,14 +60,97 @@ def attention_grid(model: nn.Module, spec: ImageSpec) -> tuple[int, tuple[int, i
             "name a layer with feature maps with --layer"
         )
     ((tokens, _),) = shapes
-    height, width = spec.size
+    grid, extra = _grid(tokens, *spec.size)
+    blocks = []
+    for index, inside in enumerate(callers):
+        others = {name for place, names in enumerate(callers) if place != index for name in names}
+        name = next((name for name in inside if name not in others), "")
+        whole = name and _takes_all(model, name, images, logits)
+        blocks.append(name if whole else "")
+    return AttentionLayout(grid, extra, tuple(blocks))
+
+
+@contextmanager
+def block_input(model: nn.Module, block: str, values: Tensor | None = None) -> Iterator[list[Tensor]]:
+    """Collect the first tensor that a block is given while the model runs inside; with `values`, give it those instead.
+
+    Args:
+        model: the classifier.
+        block: name of the module.
+        values: (M, T, D).
+    """
+    taken: list[Tensor] = []
+
+    def hook(
+        module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if inputs and isinstance(inputs[0], Tensor):
+            taken.append(inputs[0])
+            return (inputs[0] if values is None else values, *inputs[1:]), named
+        key = next((key for key, value in named.items() if isinstance(value, Tensor)), None)
+        if key is None:
+            raise ModelError(f"the block '{block}' is given no tensor")
+        taken.append(named[key])
+        return inputs, named if values is None else {**named, key: values}
+
+    handle = model.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield taken
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _callers(model: nn.Module, tap: AttentionTap) -> Iterator[list[list[str]]]:
+    """For each attention inside the block: the modules that were running, outermost first, but for the model itself."""
+    running: list[str] = []
+    callers: list[list[str]] = []
+    handles = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda module, inputs: running.append(name)
+
+    def leave(module: nn.Module, inputs: object, output: object) -> None:
+        running.pop()
+
+    def note() -> None:
+        callers.append(list(running))
+
+    for name, module in model.named_modules():
+        if name:
+            handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+    tap.on_attention = note
+    try:
+        yield callers
+    finally:
+        tap.on_attention = lambda: None
+        for handle in handles:
+            handle.remove()
+
+
+def _takes_all(model: nn.Module, block: str, images: Tensor, logits: Tensor) -> bool:
+    """Another image with the block's input of the first one gives the first one's logits."""
+    try:
+        with torch.no_grad(), AttentionTap():
+            with block_input(model, block) as taken:
+                model(images[:1])
+            if len(taken) != 1:
+                return False
+            with block_input(model, block, taken[0].repeat(2, 1, 1)):
+                found = model(images[1:])
+    except (ModelError, RuntimeError):
+        return False
+    return found.shape[0] == 2 and bool(torch.allclose(found[1:], logits, rtol=1e-4, atol=1e-5))
+
+
+def _grid(tokens: int, height: int, width: int) -> tuple[tuple[int, int], int]:
     for extra in _EXTRA_TOKENS:
         patches = tokens - extra
         if patches < 1:
             break
         rows = round((patches * height / width) ** 0.5)
         if rows > 0 and patches % rows == 0 and height % rows == 0 and rows * width == (patches // rows) * height:
-            return len(tap.matrices), (rows, patches // rows), extra
+            return (rows, patches // rows), extra
     raise ModelError(f"{tokens} tokens are no class token and a grid of patches; such a model is not supported")
 
 

@@ -27,12 +27,14 @@ class AttentionTap(TorchFunctionMode):
 
     Attributes:
         matrices: (N, heads, T, T), after softmax, in the order of calls.
+        on_attention: called at each attention.
     """
 
     def __init__(self, replace: Mapping[int, Tensor] | None = None) -> None:
         super().__init__()
         self.matrices: list[Tensor] = []
         self.replace = dict(replace or {})
+        self.on_attention: Callable[[], None] = lambda: None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -67,6 +69,7 @@ class AttentionTap(TorchFunctionMode):
         if (index := len(self.matrices)) in self.replace:
             matrix = self.replace[index]
         self.matrices.append(matrix)
+        self.on_attention()
         return matrix @ value
 
     def _multi_head(

@@ -34,6 +34,11 @@ class Quadrature:
     def __len__(self) -> int:
         return len(self.points)
 
+    @property
+    def closed(self) -> bool:
+        """The two ends of the interval are among the points."""
+        return bool(self.points[0] == 0 and self.points[-1] == 1)
+
 
 def quadrature(rule: Rule, steps: int) -> Quadrature:
     """A rule with its points and weights.

@@ -16,7 +16,7 @@ from ..contracts import ImageSpec
 from ..errors import ModelError, suggest
 from .features import capture, noise_images
 
-__all__ = ["class_gradient", "linear_head", "logit_sum", "replaced", "run_from"]
+__all__ = ["class_gradient", "class_logits", "linear_head", "logits_of", "replaced", "run_from"]
 
 
 @contextmanager
@@ -69,8 +69,8 @@ def run_from(model: nn.Module, images: Tensor, layer: str, values: Tensor, *, un
     return result
 
 
-def logit_sum(logits: Tensor, target: Tensor) -> Tensor:
-    """Sum over images of the target's logit.
+def logits_of(logits: Tensor, target: Tensor) -> Tensor:
+    """The target's logit of each image, (N,).
 
     A product with a one-hot: the gradient of a gather is a scatter, which TensorRT does not build.
 
@@ -79,11 +79,14 @@ def logit_sum(logits: Tensor, target: Tensor) -> Tensor:
         target: int64 (N,).
     """
     classes = torch.arange(logits.shape[1], device=logits.device)
-    return (logits * (classes[None] == target[:, None]).to(logits.dtype)).sum()
+    return (logits * (classes[None] == target[:, None]).to(logits.dtype)).sum(1)
 
 
-def class_gradient(model: nn.Module, images: Tensor, layer: str, values: Tensor, target: Tensor) -> Tensor:
-    """Gradient of the target's logit with respect to a layer's output, at `values`; of the same shape.
+def class_gradient(
+    model: nn.Module, images: Tensor, layer: str, values: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the target's logit with respect to a layer's output, at `values`, of the same shape; and that logit,
+    (M,).
 
     Args:
         model: the classifier, whose parameters take no gradient.
@@ -95,9 +98,16 @@ def class_gradient(model: nn.Module, images: Tensor, layer: str, values: Tensor,
     points = values.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = run_from(model, images, layer, points)
-        repeats = values.shape[0] // images.shape[0]
-        (gradient,) = torch.autograd.grad(logit_sum(logits, target.repeat(repeats)), points)
-    return gradient
+        chosen = logits_of(logits, target.repeat(values.shape[0] // images.shape[0]))
+        (gradient,) = torch.autograd.grad(chosen.sum(), points)
+    return gradient, chosen.detach()
+
+
+def class_logits(model: nn.Module, images: Tensor, layer: str, values: Tensor, target: Tensor) -> Tensor:
+    """The target's logit (M,) where a layer gives `values`; arguments as for `class_gradient`."""
+    with torch.no_grad():
+        logits = run_from(model, images, layer, values)
+    return logits_of(logits, target.repeat(values.shape[0] // images.shape[0]))
 
 
 def linear_head(model: nn.Module, layer: str, image_spec: ImageSpec) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -11,18 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision_on_cpu
 from torch import Tensor, nn
 
 from saccade.contracts import ImageSpec
 from saccade.methods.explainee import Explainee, fingerprint
 
-ROOT = Path(__file__).parent.parent
-
-_shim = importlib.util.spec_from_file_location("torchvision_on_cpu", ROOT / "benchmarks" / "torchvision_on_cpu.py")
-assert _shim is not None
-assert _shim.loader is not None
-torchvision_on_cpu = importlib.util.module_from_spec(_shim)  # kept: its declarations live as long as it
-_shim.loader.exec_module(torchvision_on_cpu)
+torchvision_on_cpu.declare_operators()
 
 TINY_SPEC = ImageSpec(size=(32, 32), mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))
 

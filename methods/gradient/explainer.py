@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
-from ..attention import AttentionTap, attention_grid
+from ..attention import AttentionTap, attention_layout
 from ..explainee import Explainee
-from ..features import capture, default_layers, feature_shapes
+from ..features import FeatureShape, capture, default_layers, feature_shapes, noise_images
 from ..fold import folded
 from ..quadrature import quadrature
-from ..representation import linear_head
+from ..representation import linear_head, logits_of, run_from
 from ..upsample import BilinearUpsample
 from .config import GradientConfig
 from .feature_maps import Setting, dix, grad_cam, iia2, iia3, layer_cam
+from .memory import largest_output, points_per_pass, room_of, saved_bytes
+from .paths import Attribution
 from .pixels import integrated_gradients
 from .transformers import AttentionSetting, attention_rollout, dix_of_attention, gradient_rollout, iia_of_attention
 
-__all__ = ["GradientExplainer", "MapToMask"]
+__all__ = ["Attributed", "GradientExplainer", "MapToMask"]
 
 _LAYERS = {"gradcam": 1, "layercam": 1, "dix1": 1, "dix2": 2, "dix3": 3, "iia2": 1, "iia3": 2}
-_ON_MAPS: dict[str, Callable[..., Tensor]] = {
+_ON_MAPS: dict[str, Callable[..., Attribution]] = {
     "gradcam": grad_cam,
     "layercam": layer_cam,
     "dix1": dix,
@@ -34,6 +37,22 @@ _ON_MAPS: dict[str, Callable[..., Tensor]] = {
     "iia3": iia3,
 }
 _ATTENTION_ONLY = ("rollout", "gradient-rollout")
+
+
+class Attributed(NamedTuple):
+    """A prediction and its map.
+
+    Attributes:
+        logits: (N, K).
+        target: the class explained, int64 (N,).
+        maps: at their own resolution, (N, h, w).
+        gap: completeness gap, (N,), see `paths.completeness_gap`; None where the method integrates nothing.
+    """
+
+    logits: Tensor
+    target: Tensor
+    maps: Tensor
+    gap: Tensor | None
 
 
 class MapToMask(nn.Module):
@@ -68,11 +87,15 @@ class GradientExplainer(nn.Module):
         layers: names of the layers that are read, the last one first; empty for attention and pixels.
         on_attention: the method works on attention matrices.
         steps: of every integral.
+        rule: the quadrature.
+        at_once: points of a path that go through the model together; 0 for all of them.
 
     Raises:
         ModelError: the model has neither feature maps nor attention, or not enough layers.
-        UsageError: the method does not exist for this kind of model.
+        UsageError: the method does not exist for this kind of model, or does not fit into the memory budget.
     """
+
+    nothing: Tensor  # logits of the baseline of integrated gradients, (1, K)
 
     def __init__(self, explainee: Explainee, config: GradientConfig) -> None:
         super().__init__()
@@ -82,11 +105,12 @@ class GradientExplainer(nn.Module):
         self.layers: tuple[str, ...] = ()
         self.on_attention = config.method in _ATTENTION_ONLY or self._attention_is_better()
         self.steps = config.steps_of(self.on_attention)
-        self.rule = quadrature(config.rule, self.steps)
+        self.rule = quadrature(config.quadrature, self.steps)
+        self.at_once = config.points_per_pass
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size)
 
-    def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Predict and explain.
 
         Args:
@@ -94,41 +118,66 @@ class GradientExplainer(nn.Module):
             target: int64 (N,); negative for the predicted class.
 
         Returns:
-            logits (N, K); the class explained (N,); mask (N, 1, H, W) in [0, 1].
+            logits (N, K); the class explained (N,); mask (N, 1, H, W) in [0, 1]; completeness gap (N,) or None.
         """
-        logits, chosen, attribution = self.attribute(images, target)
-        return logits, chosen, self.mask(attribution)
+        logits, chosen, maps, gap = self.attribute(images, target)
+        return logits, chosen, self.mask(maps), gap
 
-    def attribute(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, the class explained, and the raw map (N, h, w) at its own resolution."""
+    def attribute(self, images: Tensor, target: Tensor) -> Attributed:
+        """The prediction and the raw map; arguments as for `forward`."""
         images = images.detach()
         with AttentionTap():  # attention spelled out: the fused operator's gradient has no forward form
             with torch.no_grad(), capture(self.classifier, self.layers) as maps:
                 logits = self.classifier(images)
             chosen = torch.where(target < 0, logits.argmax(1), target)
-            return logits, chosen, self._attribute(images, chosen, maps)
+            found = self._attribute(images, chosen, maps, logits)
+        return Attributed(logits, chosen, found.maps.detach(), None if found.gap is None else found.gap.detach())
+
+    @property
+    def has_gap(self) -> bool:
+        """The method integrates, so that its completeness gap is known."""
+        method, mode = self.config.method, self.config.mode
+        return method == "ig" or (mode == "paper" and method.startswith(("dix", "iia")))
 
     def train(self, mode: bool = True) -> GradientExplainer:
         """Nothing here is trained: everything stays in eval mode."""
         super().train(False)
         return self
 
-    def _choose(self) -> tuple[Callable[[Tensor, Tensor, Any], Tensor], tuple[int, int] | None]:
-        """The function that attributes, and the grid of its maps (None: the image's own)."""
+    def _choose(self) -> tuple[Callable[..., Attribution], tuple[int, int] | None]:
+        """The function of images, classes, feature maps and logits that attributes, and the grid of its maps (None: the
+        image's own).
+        """
+        if self.config.method == "ig":
+            model, spec = self.classifier, self.explainee.image_spec
+            one = noise_images(model, spec, 1).requires_grad_(True)
+            with torch.no_grad():
+                self.register_buffer("nothing", model(torch.zeros_like(one)))
+            self._fit(0, saved_bytes(model, lambda: model(one)))
+            return self._integrate_pixels, None
+        return self._choose_attention() if self.on_attention else self._choose_maps()
+
+    def _choose_attention(self) -> tuple[Callable[..., Attribution], tuple[int, int]]:
         config, model, spec = self.config, self.classifier, self.explainee.image_spec
-        published = config.mode == "code"
-        if config.method == "ig":
-            return lambda x, c, maps: integrated_gradients(model, x, c, self.rule, config.points_per_pass), None
-        if self.on_attention:
-            if config.layers:
-                raise UsageError(f"{config.method} reads all attention blocks of this model; leave out --layer")
-            blocks, grid, extra = attention_grid(model, spec)
-            if config.method.startswith("dix") and int(config.method[3:]) > blocks:
-                raise ModelError(
-                    f"{config.method} reads the last {config.method[3:]} attention blocks; there is {blocks}"
-                )
-            setting = AttentionSetting(model, blocks, grid, extra, self.rule, published, config.points_per_pass)
-            return self._on_attention(setting), grid
+        if config.layers:
+            raise UsageError(f"{config.method} reads all attention blocks of this model; leave out --layer")
+        layout = attention_layout(model, spec)
+        if config.method.startswith("dix") and int(config.method[3:]) > len(layout):
+            raise ModelError(
+                f"{config.method} reads the last {config.method[3:]} attention blocks; there is {len(layout)}"
+            )
+        one = noise_images(model, spec, 1).requires_grad_(True)
+        with AttentionTap():
+            whole = saved_bytes(model, lambda: model(one))
+        if config.method.startswith("iia"):
+            self._fit(whole, 2 * whole / len(layout), outer=len(self.rule))
+        elif config.method.startswith("dix"):
+            self._fit(whole, 2 * whole / len(layout))
+        setting = AttentionSetting(model, layout, self.rule, config.mode == "code", self.at_once)
+        return self._on_attention(setting), layout.grid
+
+    def _choose_maps(self) -> tuple[Callable[..., Attribution], tuple[int, int]]:
+        config, model, spec = self.config, self.classifier, self.explainee.image_spec
         needed = _LAYERS[config.method]
         self.layers = config.layers or default_layers(model, spec, needed)
         if len(self.layers) != needed:
@@ -139,10 +188,51 @@ class GradientExplainer(nn.Module):
             )
         shapes = feature_shapes(model, self.layers, spec)
         heads = [linear_head(model, name, spec) for name in self.layers]
-        on_maps = Setting(model, self.layers, heads, self.rule, published, config.points_per_pass)
+        if config.method[:3] in ("dix", "iia"):
+            self._fit_maps(shapes, heads)
+        setting = Setting(model, self.layers, heads, self.rule, config.mode == "code", self.at_once)
         method = _ON_MAPS[config.method]
         finest = shapes[-1] if config.method.startswith("dix") else shapes[0]
-        return lambda x, c, maps: method(on_maps, x, c, maps), finest[1:]
+        return lambda x, c, maps, logits: method(setting, x, c, maps), finest[1:]
+
+    def _fit_maps(self, shapes: Sequence[FeatureShape], heads: Sequence[Tensor | None]) -> None:
+        model, spec = self.classifier, self.explainee.image_spec
+        forward = 4 * largest_output(model, spec)
+        backward = 0
+        one = noise_images(model, spec, 1)
+        for name, shape, head in zip(self.layers, shapes, heads, strict=True):
+            if head is None:
+                values = one.new_zeros(1, *shape).requires_grad_(True)
+                with AttentionTap():
+                    backward = max(backward, saved_bytes(model, partial(run_from, model, one, name, values)))
+        if self.config.method.startswith("dix"):
+            self._fit(forward, backward or forward)
+        else:
+            self._fit(forward, max(forward, backward), outer=len(self.rule) if backward else 1)
+
+    def _fit(self, fixed: float, each: float, outer: int = 1) -> None:
+        """As many points per pass as the memory budget allows; see `points_per_pass`."""
+        config = self.config
+        if not config.points_per_pass:
+            room = room_of(self.classifier, config.memory_budget, config.batch)
+            found = points_per_pass(room, fixed, each, len(self.rule), outer)
+            self.at_once = 0 if found >= len(self.rule) * outer else found
+
+    def _integrate_pixels(self, images: Tensor, target: Tensor, maps: Any, logits: Tensor) -> Attribution:
+        gained = logits_of(logits - self.nothing, target)
+        return integrated_gradients(self.classifier, images, target, self.rule, self.at_once, gained)
+
+    def _on_attention(self, setting: AttentionSetting) -> Callable[..., Attribution]:
+        method = self.config.method
+        if method == "rollout":
+            return lambda x, c, maps, logits: attention_rollout(setting, x, c)
+        if method == "gradient-rollout":
+            return lambda x, c, maps, logits: gradient_rollout(setting, x, c)
+        if method == "iia2":
+            return lambda x, c, maps, logits: iia_of_attention(setting, x, c)
+        if method.startswith("dix"):
+            return lambda x, c, maps, logits: dix_of_attention(setting, x, c, int(method[3:]))
+        raise UsageError(f"{method} does not exist for attention; take iia2")
 
     def _attention_is_better(self) -> bool:
         """DIX and IIA of a model without feature maps."""
@@ -153,15 +243,3 @@ class GradientExplainer(nn.Module):
         except ModelError:
             return True
         return False
-
-    def _on_attention(self, setting: AttentionSetting) -> Callable[[Tensor, Tensor, Any], Tensor]:
-        method = self.config.method
-        if method == "rollout":
-            return lambda x, c, maps: attention_rollout(setting, x, c)
-        if method == "gradient-rollout":
-            return lambda x, c, maps: gradient_rollout(setting, x, c)
-        if method == "iia2":
-            return lambda x, c, maps: iia_of_attention(setting, x, c)
-        if method.startswith("dix"):
-            return lambda x, c, maps: dix_of_attention(setting, x, c, int(method[3:]))
-        raise UsageError(f"{method} does not exist for attention; take iia2")

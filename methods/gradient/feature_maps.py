@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from ..features import capture
 from ..quadrature import Quadrature
 from ..representation import run_from
-from .paths import Integrand, by_point, channel_minimum, integrate_layer, interpolate, passes
+from .paths import (
+    Attribution,
+    Integrand,
+    PathIntegral,
+    by_point,
+    channel_minimum,
+    completeness_gap,
+    integrate_layer,
+    interpolate,
+    passes,
+    weighted_sum,
+)
 
 __all__ = ["Setting", "dix", "grad_cam", "iia2", "iia3", "layer_cam"]
 
@@ -51,28 +62,33 @@ class Setting:
         integrand = self.integrand(depth)
         if integrand.head is not None:
             return integrand.constant(values, target)
-        return integrand.gradient(images, values, target)
+        return integrand.gradient(images, values, target)[0]
+
+    def integrate(self, images: Tensor, end: Tensor, target: Tensor, depth: int = 0, outer: int = 1) -> PathIntegral:
+        """The innermost integral of the layer `depth` places before the end; `end` of `outer` points of each image."""
+        at_once = self.at_once and max(1, self.at_once // outer)
+        return integrate_layer(self.integrand(depth), images, end, target, self.rule, at_once)
 
 
-def grad_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+def grad_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
     """max(0, Σ_c mean(∂f/∂A_c) · A_c) (Selvaraju et al. 2017, eqs. 1 and 2)."""
     values = maps[setting.layers[0]].detach()
     weights = setting.gradient(images, values, target).mean((2, 3), keepdim=True)
-    return (weights * values).sum(1).relu()
+    return Attribution((weights * values).sum(1).relu(), None)
 
 
-def layer_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+def layer_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
     """max(0, Σ_c max(0, ∂f/∂A_c) ∘ A_c) (Jiang et al. 2021, eqs. 5 to 7)."""
     values = maps[setting.layers[0]].detach()
-    return (setting.gradient(images, values, target).relu() * values).sum(1).relu()
+    return Attribution((setting.gradient(images, values, target).relu() * values).sum(1).relu(), None)
 
 
-def dix(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+def dix(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
     """Deep integrated explanations over one, two or three layers.
 
     Paper: of each layer m_l = max(0, Σ_c (u − r) ∘ ∫ v ∘ ∂f/∂v da), r each channel's minimum, over its largest value;
     together m_1 + m_1∘m_2 (+ m_1∘m_2∘m_3), the coarser maps enlarged bilinearly. So the last layer says where, and the
-    finer ones how exactly.
+    finer ones how exactly. The completeness gap is the largest of the layers.
 
     Published code: the last layer's path has length zero; of the others r is the minimum over channels of each
     position, the terms are weighted by the distance walked, and maps of different channels are resized to one another
@@ -80,11 +96,14 @@ def dix(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Ten
     """
     ends = [maps[name].detach() for name in setting.layers]
     if setting.published:
-        return _published_dix(setting, images, target, ends)
+        return Attribution(_published_dix(setting, images, target, ends), None)
     size = ends[-1].shape[-2:]
     found = []
+    gaps = []
     for depth, end in enumerate(ends):
-        layer = integrate_layer(setting.integrand(depth), images, end, target, setting.rule, setting.at_once).relu()
+        integral = setting.integrate(images, end, target, depth)
+        gaps.append(completeness_gap(integral.walked, integral.gained))
+        layer = integral.maps.relu()
         layer = layer / layer.amax((1, 2), keepdim=True).clamp_min(1e-12)
         if depth < len(ends) - 1:
             layer = F.interpolate(layer[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
@@ -94,10 +113,10 @@ def dix(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Ten
     for finer in found[1:]:
         product = product * finer
         result = result + product
-    return result
+    return Attribution(result, torch.stack(gaps).amax(0))
 
 
-def iia2(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+def iia2(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
     """Iterated integrated attributions over the image and the last layer (two integrals).
 
     Paper: ∫ da₀ (u − r) ∘ ∫ da₁ v ∘ ∂f/∂v, with u the layer's map of the image a₀·x, r each channel's minimum, and
@@ -106,17 +125,22 @@ def iia2(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Te
     Published code: the inner baseline is u itself, so that Σ_c ∂f/∂u ∘ max(0, u) is summed over the image's path.
     """
     total = torch.zeros_like(maps[setting.layers[0]][:, 0])
+    walked = gained = total[:, 0, 0]
     for points, weights in passes(setting.rule, setting.at_once, images):
         end = _maps_along(setting, images, points, setting.layers[0])
         if setting.published:
-            term = (setting.gradient(images, end, target) * end.relu()).sum(1)
-        else:
-            term = integrate_layer(setting.integrand(0), images, end, target, setting.rule, setting.at_once)
-        total = total + (by_point(term, len(points)) * weights[:, None, None, None]).sum(0)
-    return total.relu() if not setting.published else total
+            total = total + weighted_sum((setting.gradient(images, end, target) * end.relu()).sum(1), weights)
+            continue
+        integral = setting.integrate(images, end, target, outer=len(points))
+        total = total + weighted_sum(integral.maps, weights)
+        walked = walked + weighted_sum(integral.walked, weights)
+        gained = gained + weighted_sum(integral.gained, weights)
+    if setting.published:
+        return Attribution(total, None)
+    return Attribution(total.relu(), completeness_gap(walked, gained))
 
 
-def iia3(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+def iia3(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
     """Iterated integrated attributions over the image and the last two layers (three integrals).
 
     Paper: ∫∫ da₀ da₁ (u₂ − r₂) ∘ ∫ da₂ v₂ ∘ ∂f/∂v₂, with u₁ the earlier layer's map of a₀·x, v₁ = r₁ + a₁·(u₁ − r₁) and
@@ -127,18 +151,21 @@ def iia3(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Te
     """
     last, earlier = setting.layers[0], setting.layers[1]
     if setting.published:
-        return _published_iia3(setting, images, target)
+        return Attribution(_published_iia3(setting, images, target), None)
     total = torch.zeros_like(maps[last][:, 0])
+    walked = gained = total[:, 0, 0]
     for outer, outer_weights in passes(setting.rule, setting.at_once, images):
         first = _maps_along(setting, images, outer, earlier)
         baseline = channel_minimum(first)
         for inner, inner_weights in passes(setting.rule, 1, images):  # one point of all images' paths at a time
             path = interpolate(baseline, first, inner)
             end = run_from(setting.model, images, earlier, path, until=last).detach()
-            term = integrate_layer(setting.integrand(0), images, end, target, setting.rule, setting.at_once)
-            weights = (inner_weights[:, None] * outer_weights[None]).reshape(-1, 1, 1, 1)
-            total = total + (by_point(term, len(outer)) * weights).sum(0)
-    return total.relu()
+            integral = setting.integrate(images, end, target, outer=len(outer))
+            weights = inner_weights * outer_weights
+            total = total + weighted_sum(integral.maps, weights)
+            walked = walked + weighted_sum(integral.walked, weights)
+            gained = gained + weighted_sum(integral.gained, weights)
+    return Attribution(total.relu(), completeness_gap(walked, gained))
 
 
 def _maps_along(setting: Setting, images: Tensor, points: Tensor, layer: str) -> Tensor:

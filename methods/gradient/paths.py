@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..quadrature import Quadrature
-from ..representation import class_gradient
+from ..representation import class_gradient, class_logits
 
-__all__ = ["Integrand", "by_point", "channel_minimum", "integrate_layer", "interpolate", "passes"]
+__all__ = [
+    "Attribution",
+    "Integrand",
+    "PathIntegral",
+    "by_point",
+    "channel_minimum",
+    "completeness_gap",
+    "integrate_layer",
+    "interpolate",
+    "passes",
+    "weighted_sum",
+]
+
+
+class Attribution(NamedTuple):
+    """What a method finds.
+
+    Attributes:
+        maps: (N, h, w).
+        gap: the completeness gap of each image, (N,), see `completeness_gap`; None where nothing is integrated.
+    """
+
+    maps: Tensor
+    gap: Tensor | None
+
+
+class PathIntegral(NamedTuple):
+    """An integral along the path of a layer from its baseline to its value.
+
+    Attributes:
+        maps: the integral, summed over channels, (M, h, w).
+        walked: ∫ ⟨∂f/∂v, dv⟩ by the same points, (M,).
+        gained: the target's logit at the end of the path less that at its start, (M,).
+    """
+
+    maps: Tensor
+    walked: Tensor
+    gained: Tensor
 
 
 class Integrand:
@@ -31,9 +69,15 @@ class Integrand:
         weights = torch.nn.functional.embedding(target, self.head) / (values.shape[2] * values.shape[3])
         return weights.repeat(values.shape[0] // target.shape[0], 1)[..., None, None]
 
-    def gradient(self, images: Tensor, values: Tensor, target: Tensor) -> Tensor:
-        """The gradient at any point, (M, C, h, w); M a multiple of the number of images, point by point."""
+    def gradient(self, images: Tensor, values: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient at any point, (M, C, h, w), and the logit there, (M,); M a multiple of the number of images,
+        point by point.
+        """
         return class_gradient(self.model, images, self.layer, values, target)
+
+    def logits(self, images: Tensor, values: Tensor, target: Tensor) -> Tensor:
+        """The target's logit at any point, (M,)."""
+        return class_logits(self.model, images, self.layer, values, target)
 
 
 def by_point(values: Tensor, count: int) -> Tensor:
@@ -44,6 +88,19 @@ def by_point(values: Tensor, count: int) -> Tensor:
 def channel_minimum(maps: Tensor) -> Tensor:
     """The baseline of IIA and DIX: each channel's smallest value in the image, (N, C, 1, 1)."""
     return maps.amin((2, 3), keepdim=True)
+
+
+def completeness_gap(walked: Tensor, gained: Tensor) -> Tensor:
+    """How far a quadrature is from the integral: the sum of the gradients along the path, less what the logit gains on
+    it, over that gain (the completeness axiom of Sundararajan et al. 2017). 0 is exact; (M,).
+    """
+    return (walked - gained).abs() / gained.abs().clamp_min(1e-12)
+
+
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """The sum over a path's points of (P·N, …) with weights (P,): (N, …)."""
+    apart = by_point(values, len(weights))
+    return (apart * weights.reshape(-1, *[1] * (apart.ndim - 1))).sum(0)
 
 
 def interpolate(baseline: Tensor, end: Tensor, points: Tensor) -> Tensor:
@@ -71,7 +128,7 @@ def passes(rule: Quadrature, at_once: int, like: Tensor) -> Iterator[tuple[Tenso
 
 def integrate_layer(
     integrand: Integrand, images: Tensor, end: Tensor, target: Tensor, rule: Quadrature, at_once: int
-) -> Tensor:
+) -> PathIntegral:
     """(u − r) ∘ ∫ v ∘ ∂f/∂v da with v = r + a·(u − r) and r each channel's minimum (IIA, eq. of the innermost integral;
     DIX of one layer), summed over channels.
 
@@ -84,17 +141,26 @@ def integrate_layer(
         target: int64 (N,).
         rule: the quadrature.
         at_once: points per pass.
-
-    Returns:
-        (M, h, w).
     """
     baseline = channel_minimum(end)
+    distance = end - baseline
     if integrand.head is not None:
-        inner = integrand.constant(end, target) * (end + baseline) / 2
-        return ((end - baseline) * inner).sum(1)
-    total = torch.zeros_like(end)
+        slope = integrand.constant(end, target)
+        gained = (slope * distance).sum((1, 2, 3))
+        return PathIntegral((distance * slope * (end + baseline) / 2).sum(1), gained, gained)
+    total, walked = torch.zeros_like(end), torch.zeros_like(end[:, 0, 0, 0])
+    logits: list[Tensor] = []
     for points, weights in passes(rule, at_once, end):
         path = interpolate(baseline, end, points)
-        terms = path * integrand.gradient(images, path, target)
-        total = total + (by_point(terms, len(points)) * weights.reshape(-1, 1, 1, 1, 1)).sum(0)
-    return ((end - baseline) * total).sum(1)
+        gradient, found = integrand.gradient(images, path, target)
+        total = total + weighted_sum(path * gradient, weights)
+        walked = walked + weighted_sum((by_point(gradient, len(points)) * distance).flatten(0, 1), weights).sum(
+            (1, 2, 3)
+        )
+        logits.append(by_point(found, len(points)))
+    if rule.closed:
+        gained = logits[-1][-1] - logits[0][0]
+    else:
+        first, last = integrand.logits(images, torch.cat([baseline.expand_as(end), end]), target).chunk(2)
+        gained = last - first
+    return PathIntegral((distance * total).sum(1), walked, gained)

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from ..quadrature import Quadrature
-from ..representation import logit_sum
-from .paths import by_point, passes
+from ..representation import logits_of
+from .paths import Attribution, completeness_gap, passes, weighted_sum
 
 __all__ = ["integrated_gradients"]
 
 
-def integrated_gradients(model: nn.Module, images: Tensor, target: Tensor, rule: Quadrature, at_once: int) -> Tensor:
+def integrated_gradients(
+    model: nn.Module, images: Tensor, target: Tensor, rule: Quadrature, at_once: int, gained: Tensor
+) -> Attribution:
     """X ∘ ∫ ∂f(a·x)/∂x da (Sundararajan et al. 2017, eq. 1), summed over channels.
 
     The baseline is 0 after normalisation, the data's mean colour. The sum over the image is f(x) − f(0) up to the error
@@ -24,14 +26,16 @@ def integrated_gradients(model: nn.Module, images: Tensor, target: Tensor, rule:
         target: int64 (N,).
         rule: the quadrature.
         at_once: points per pass, 0 for all.
+        gained: the target's logit less that of the baseline, (N,).
 
     Returns:
-        Signed, (N, H, W).
+        The map, signed, (N, H, W), and its completeness gap.
     """
     total = torch.zeros_like(images)
     for points, weights in passes(rule, at_once, images):
         path = (points.reshape(-1, 1, 1, 1, 1) * images.detach()[None]).flatten(0, 1).requires_grad_(True)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(logit_sum(model(path), target.repeat(len(points))), path)
-        total = total + (by_point(gradient, len(points)) * weights.reshape(-1, 1, 1, 1, 1)).sum(0)
-    return (images * total).sum(1)
+            (gradient,) = torch.autograd.grad(logits_of(model(path), target.repeat(len(points))).sum(), path)
+        total = total + weighted_sum(gradient, weights)
+    maps = (images * total).sum(1)
+    return Attribution(maps, completeness_gap(maps.sum((1, 2)), gained))

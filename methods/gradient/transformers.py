@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..attention import AttentionTap, rollout
+from ..attention import AttentionLayout, AttentionTap, block_input, rollout
 from ..quadrature import Quadrature
-from ..representation import logit_sum
-from .paths import by_point, passes
+from ..representation import logits_of
+from .paths import Attribution, by_point, completeness_gap, passes, weighted_sum
 
 __all__ = ["AttentionSetting", "attention_rollout", "dix_of_attention", "gradient_rollout", "iia_of_attention"]
 
@@ -22,104 +25,169 @@ class AttentionSetting:
 
     Attributes:
         model: the classifier, frozen and in eval mode.
-        blocks: number of attention matrices.
-        grid: (h, w) of the patches.
-        extra: tokens before the patches.
+        layout: of its attention.
         rule: of every integral.
         published: compute what the published code computes.
         at_once: points per pass, 0 for all.
     """
 
     model: nn.Module
-    blocks: int
-    grid: tuple[int, int]
-    extra: int
+    layout: AttentionLayout
     rule: Quadrature
     published: bool = False
     at_once: int = 0
 
     def roll(self, layers: Sequence[Tensor]) -> Tensor:
         """Rollout of (N, T, T) per block."""
-        return rollout(list(layers), self.grid, self.extra)
+        return rollout(list(layers), self.layout.grid, self.layout.extra)
 
 
-def attention_rollout(setting: AttentionSetting, images: Tensor, target: Tensor) -> Tensor:
+class MeanEvidence(NamedTuple):
+    """Evidence along the path of one block's matrix from 0 to its value.
+
+    Attributes:
+        layers: per block the mean over the path and over heads of max(0, A ∘ ∂f/∂A), (N, T, T).
+        walked: ∫ ⟨∂f/∂A, dA⟩ along the path, (N,).
+        gained: the target's logit at its end less that at its start, (N,).
+    """
+
+    layers: list[Tensor]
+    walked: Tensor
+    gained: Tensor
+
+
+def attention_rollout(setting: AttentionSetting, images: Tensor, target: Tensor) -> Attribution:
     """Rollout of the attention's mean over heads (Abnar & Zuidema 2020); the class plays no role."""
     with torch.no_grad(), AttentionTap() as tap:
         setting.model(images)
-    return setting.roll([matrix.mean(1) for matrix in tap.matrices])
+    return Attribution(setting.roll([matrix.mean(1) for matrix in tap.matrices]), None)
 
 
-def gradient_rollout(setting: AttentionSetting, images: Tensor, target: Tensor) -> Tensor:
+def gradient_rollout(setting: AttentionSetting, images: Tensor, target: Tensor) -> Attribution:
     """Rollout of the mean over heads of max(0, A ∘ ∂f/∂A)."""
-    return setting.roll(_evidence(setting, images, target, {}))
+    with torch.enable_grad(), AttentionTap() as tap:
+        logits = setting.model(images.detach().requires_grad_(True))
+        gradients = torch.autograd.grad(logits_of(logits, target).sum(), tap.matrices)
+    return Attribution(setting.roll([_evidence(*pair) for pair in zip(tap.matrices, gradients, strict=True)]), None)
 
 
-def dix_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor, depth: int) -> Tensor:
+def dix_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor, depth: int) -> Attribution:
     """Deep integrated explanations over the attention of the last one, two or three blocks.
 
     For each of these blocks its matrix is scaled by a, the evidence max(0, A_l ∘ ∂f/∂A_l) of *all* blocks l is averaged
-    over a in [0, 1], and rolled out; the maps of the blocks are added. The published code scales the last block's
-    matrix for the second-last block as well.
+    over a in [0, 1], and rolled out; the maps of the blocks are added. The completeness gap is the largest of the
+    blocks. The published code scales the last block's matrix for the second-last block as well.
     """
-    with torch.no_grad(), AttentionTap() as tap:
-        setting.model(images)
     total: Tensor | None = None
+    gaps = []
     for back in range(1, depth + 1):
-        block = setting.blocks - back
-        source = tap.matrices[-1 if setting.published else block].detach()
-        mean = _mean_evidence(setting, images, target, block, source)
-        found = setting.roll(mean)
+        mean = _mean_evidence(setting, images, target, len(setting.layout) - back)
+        found = setting.roll(mean.layers)
         total = found if total is None else total + found
+        gaps.append(completeness_gap(mean.walked, mean.gained))
     assert total is not None, "depth is at least one"
-    return total
+    return Attribution(total, None if setting.published else torch.stack(gaps).amax(0))
 
 
-def iia_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor) -> Tensor:
+def iia_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor) -> Attribution:
     """Iterated integrated attributions over the image and the last block's attention.
 
     The image is scaled by a₀ and the last block's matrix of that image by a₁; the evidence of all blocks is averaged
     over both and rolled out once.
     """
-    total: list[Tensor] | None = None
-    for points, weights in passes(setting.rule, 1, images):
-        dimmed = points[0] * images
-        with torch.no_grad(), AttentionTap() as tap:
-            setting.model(dimmed)
-        mean = _mean_evidence(setting, dimmed, target, setting.blocks - 1, tap.matrices[-1].detach())
-        scaled = [weights[0] * part for part in mean]
-        total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
-    assert total is not None, "a rule has points"
-    return setting.roll(total)
+    total: list[Tensor] = []
+    at_once = setting.at_once and max(1, setting.at_once // len(setting.rule))
+    for points, weights in passes(setting.rule, at_once, images):
+        dimmed = (points.reshape(-1, 1, 1, 1, 1) * images[None]).flatten(0, 1)
+        mean = _mean_evidence(setting, dimmed, target.repeat(len(points)), len(setting.layout) - 1)
+        found = [weighted_sum(part, weights) for part in (*mean.layers, mean.walked, mean.gained)]
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+    *layers, walked, gained = total
+    return Attribution(setting.roll(layers), None if setting.published else completeness_gap(walked, gained))
 
 
-def _mean_evidence(
-    setting: AttentionSetting, images: Tensor, target: Tensor, block: int, source: Tensor
-) -> list[Tensor]:
-    """Evidence of all blocks, averaged over the path of one block's matrix from 0 to `source`."""
-    total: list[Tensor] | None = None
+def _mean_evidence(setting: AttentionSetting, images: Tensor, target: Tensor, block: int) -> MeanEvidence:
+    """Evidence of all blocks, averaged over the path of one block's matrix from 0 to its value."""
+    plain = _run(setting, images, block)
+    source = plain.matrices[-1 if setting.published else block].detach()
+    total: list[Tensor] = []
     for points, weights in passes(setting.rule, setting.at_once, images):
-        count = len(points)
-        scaled = (points.reshape(-1, 1, 1, 1, 1) * source[None]).flatten(0, 1)
-        copies = images.repeat(count, 1, 1, 1)
-        leaf = scaled.detach().requires_grad_(True)
-        found = _evidence(setting, copies, target.repeat(count), {block: leaf})
-        means = [(by_point(part, count) * weights.reshape(-1, 1, 1, 1)).sum(0) for part in found]
-        total = means if total is None else [a + b for a, b in zip(total, means, strict=True)]
-    assert total is not None, "a rule has points"
-    return total
+        leaf = (points.reshape(-1, 1, 1, 1, 1) * source[None]).flatten(0, 1).requires_grad_(True)
+        layers, gradient, _ = _evidence_at(setting, images, target, plain, block, leaf)
+        walked = (by_point(gradient, len(points)) * source).flatten(0, 1).sum((1, 2, 3))
+        found = [weighted_sum(part, weights) for part in (*layers, walked)]
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+    *mean, walked = total
+    start = _evidence_at(setting, images, target, plain, block, torch.zeros_like(source).requires_grad_(True))[2]
+    return MeanEvidence(mean, walked, logits_of(plain.logits, target) - start)
 
 
-def _evidence(
-    setting: AttentionSetting,
-    images: Tensor,
-    target: Tensor,
-    replace: dict[int, Tensor],
-) -> list[Tensor]:
-    """The mean over heads of max(0, A ∘ ∂f/∂A) of every block, (N, T, T)."""
-    with torch.enable_grad(), AttentionTap(replace) as tap:
+class _Plain(NamedTuple):
+    """The model on the images themselves, with its graph.
+
+    Attributes:
+        inputs: of the blocks up to the one whose path is walked, (N, T, D); empty where the model cannot be split.
+        matrices: of all blocks, (N, heads, T, T).
+        logits: (N, K).
+    """
+
+    inputs: list[Tensor]
+    matrices: list[Tensor]
+    logits: Tensor
+
+
+def _run(setting: AttentionSetting, images: Tensor, block: int) -> _Plain:
+    names = setting.layout.blocks[: block + 1]
+    with ExitStack() as stack, torch.enable_grad(), AttentionTap() as tap:
+        taken = [stack.enter_context(block_input(setting.model, name)) for name in names] if all(names) else []
         logits = setting.model(images.detach().requires_grad_(True))
-        gradients = torch.autograd.grad(logit_sum(logits, target), tap.matrices)
-    return [
-        (matrix.detach() * gradient).relu().mean(1) for matrix, gradient in zip(tap.matrices, gradients, strict=True)
-    ]
+    return _Plain([tensors[0] for tensors in taken], tap.matrices, logits)
+
+
+def _evidence_at(
+    setting: AttentionSetting, images: Tensor, target: Tensor, plain: _Plain, block: int, leaf: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Where a block's matrix is `leaf` (P·N, heads, T, T): the evidence of every block, (P·N, T, T), the gradient for
+    `leaf`, and the target's logit, (P·N,).
+
+    What lies before the block is the same at all points: it was run once, and one backward pass through it carries the
+    gradients of all points.
+    """
+    count = leaf.shape[0] // images.shape[0]
+    copied = target.repeat(count)
+    if not plain.inputs:
+        with torch.enable_grad(), AttentionTap({block: leaf}) as tap:
+            logits = logits_of(setting.model(images.detach().repeat(count, 1, 1, 1).requires_grad_(True)), copied)
+        gradients = torch.autograd.grad(logits.sum(), tap.matrices)
+        layers = [_evidence(*pair) for pair in zip(tap.matrices, gradients, strict=True)]
+        return layers, gradients[block], logits.detach()
+    tokens = plain.inputs[block].detach().repeat(count, 1, 1).requires_grad_(True)
+    name = setting.layout.blocks[block]
+    with torch.enable_grad(), AttentionTap({block: leaf}) as tap, block_input(setting.model, name, tokens):
+        logits = logits_of(setting.model(images), copied)
+    after = tap.matrices[block:]
+    cotangent, *gradients = torch.autograd.grad(logits.sum(), [tokens, *after])
+    layers = [_evidence(*pair) for pair in zip(after, gradients, strict=True)]
+    return _pulled_back(plain, block, by_point(cotangent, count)) + layers, gradients[0], logits.detach()
+
+
+def _pulled_back(plain: _Plain, block: int, cotangents: Tensor) -> list[Tensor]:
+    """Evidence of the blocks before one, (P·N, T, T), from the gradients (P, N, T, D) for its input."""
+    layers: list[Tensor] = []
+    for index in reversed(range(block)):
+        matrix = plain.matrices[index]
+        wanted = [matrix, *plain.inputs[index : index + 1]] if index else [matrix]
+        pull = torch.vmap(partial(_gradients, plain.inputs[index + 1], wanted))
+        gradient, *rest = pull(cotangents)
+        layers.insert(0, (matrix.detach() * gradient).relu().mean(2).flatten(0, 1))
+        cotangents = rest[0] if rest else cotangents
+    return layers
+
+
+def _gradients(output: Tensor, inputs: list[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(output, inputs, cotangent, retain_graph=True)
+
+
+def _evidence(matrix: Tensor, gradient: Tensor) -> Tensor:
+    """The mean over heads of max(0, A ∘ ∂f/∂A), (N, T, T)."""
+    return (matrix.detach() * gradient).relu().mean(1)

@@ -153,6 +153,10 @@ def assert_graph_equals_eager(graph: GraphModule, explainer: GradientExplainer, 
             assert mine.shape == theirs.shape
             assert float(theirs.abs().max()) > 0
             assert float((mine - theirs).abs().max()) <= 1e-9 * float(theirs.abs().max())
+        if expected[3] is None:
+            assert found[3] is None
+        else:
+            torch.testing.assert_close(found[3], expected[3], rtol=1e-6, atol=1e-10)
 
 
 def assert_only_pure_forward_operators(graph: GraphModule) -> None:
@@ -326,4 +330,5 @@ def test_a_traced_explainer_is_the_explainer(tiny_explainee: Explainee) -> None:
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     target = torch.tensor([-1, 3, 0])
     for found, expected in zip(TracedExplainer(explainer)(images, target), explainer(images, target), strict=True):
+        assert found is not None
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from saccade.contracts import ImageSpec
 from saccade.errors import ModelError
 from saccade.evaluate.scenes_models import ScenesViT
-from saccade.methods.attention import AttentionTap, attention_grid, rollout
+from saccade.methods.attention import AttentionTap, attention_layout, block_input, rollout
 from saccade.methods.explainee import Explainee
 from saccade.methods.sources import LogitsOnly
 
@@ -146,12 +146,48 @@ def test_gradients_reach_every_matrix_and_fit_finite_differences(made: Made) -> 
 
 
 def test_blocks_grid_and_tokens_before_the_patches_are_found(made: Made) -> None:
-    assert attention_grid(made[0], spec_of(made)) == made[2:]
+    layout = attention_layout(made[0], spec_of(made))
+    assert (len(layout), layout.grid, layout.extra) == made[2:]
 
 
-def test_a_cnn_has_no_attention_grid(tiny_explainee: Explainee) -> None:
+def test_each_attention_has_a_block_whose_input_is_all_that_follows_needs(made: Made) -> None:
+    model, spec = made[0], spec_of(made)
+    layout = attention_layout(model, spec)
+    assert all(layout.blocks)
+    assert len(set(layout.blocks)) == len(layout)
+    images = images_of(made)
+    with torch.no_grad():
+        expected = model(images)
+        for name in layout.blocks:
+            with block_input(model, name) as taken:
+                model(images)
+            with block_input(model, name, taken[0]):
+                assert torch.allclose(model(torch.zeros_like(images)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_attention_lies_in_no_block_of_its_own_has_none() -> None:
+    class Skipping(nn.Module):
+        """The image goes past the attention, so that its input is not all that follows needs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Attention()
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = nn.functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+            tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+            return self.inner(tokens)[:, 0] + x.mean((2, 3))
+
+    class Attention(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(tokens[:, None], tokens[:, None], tokens[:, None])[:, 0]
+
+    assert attention_layout(Skipping(), ImageSpec(size=(16, 16))).blocks == ("",)
+
+
+def test_a_cnn_has_no_attention_layout(tiny_explainee: Explainee) -> None:
     with pytest.raises(ModelError, match="calls no attention"):
-        attention_grid(tiny_explainee.model, tiny_explainee.image_spec)
+        attention_layout(tiny_explainee.model, tiny_explainee.image_spec)
 
 
 @pytest.mark.parametrize("tokens", [2, 3])
@@ -162,7 +198,7 @@ def test_tokens_that_are_no_grid_of_patches_are_refused(tokens: int) -> None:
             return nn.functional.scaled_dot_product_attention(values, values, values).mean((1, 2))
 
     with pytest.raises(ModelError, match=f"{tokens} tokens are no class token and a grid"):
-        attention_grid(Odd(), ImageSpec(size=(16, 48)))
+        attention_layout(Odd(), ImageSpec(size=(16, 48)))
 
 
 def test_windowed_attention_is_refused() -> None:
@@ -172,10 +208,10 @@ def test_windowed_attention_is_refused() -> None:
             return nn.functional.scaled_dot_product_attention(values, values, values).mean((1, 2))
 
     with pytest.raises(ModelError, match="not between all patches"):
-        attention_grid(Windows(), ImageSpec(size=(34, 34)))
+        attention_layout(Windows(), ImageSpec(size=(34, 34)))
 
 
-# fails: `attention_grid` takes patches for up to 15 registers: 16 tokens for 7 and a grid of 3×3
+# fails: `attention_layout` takes patches for up to 15 registers: 16 tokens for 7 and a grid of 3×3
 @pytest.mark.parametrize("side", [4, 7, 8])
 def test_a_transformer_without_a_class_token_is_refused(side: int) -> None:
     import timm
@@ -191,7 +227,7 @@ def test_a_transformer_without_a_class_token_is_refused(side: int) -> None:
         global_pool="avg",
     ).eval()
     with pytest.raises(ModelError):
-        attention_grid(model, ImageSpec(size=(side * 8, side * 8)))
+        attention_layout(model, ImageSpec(size=(side * 8, side * 8)))
 
 
 class Pooled(nn.Module):

@@ -1,0 +1,220 @@
+"""Every architecture and gradient method: is the graph right, and where does it run?
+
+    python benchmarks/architectures.py                     all, at 224 px, about an hour on two cores
+    python benchmarks/architectures.py --models VGG-16 --methods ig --size 96
+
+For each pair: the traced graph in float64 against naive autograd in float64; ONNX Runtime in float32, batches 1 and 5,
+several classes, beside PyTorch's own error in float32; OpenVINO's masks; whether TensorRT builds an engine. Writes
+docs/architectures.md and benchmarks/results/architectures.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from naive import naive_map
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from runtimes import in_onnxruntime, in_openvino, tensorrt_refusal
+from zoo import ATTENTION, FEATURE_MAPS, build, photographs, tensors
+
+from saccade.accel.bench import machine
+from saccade.accel.compare import cosine
+from saccade.contracts import Floats, Uint8
+from saccade.errors import SaccadeError
+from saccade.export.autograd_free import trace_autograd_free
+from saccade.export.graph import ExplainerGraph, TracedExplainer
+from saccade.export.to_onnx import export_onnx
+from saccade.methods.explainee import Explainee
+from saccade.methods.gradient.config import GradientConfig
+from saccade.methods.gradient.explainer import GradientExplainer
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("gradcam", "dix2", "iia2", "ig")
+METHODS_OF_ATTENTION = ("gradient-rollout", "dix2", "iia2", "ig")
+STEPS = 2
+TARGETS = np.array([-1, 1, 5, -1, 9], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One architecture with one method.
+
+    Attributes:
+        model, method, layers: what was asked.
+        graph_error: of the traced graph in float64 against naive autograd in float64, over the map's largest value.
+        runtime_error: of ONNX Runtime's masks in float32 against PyTorch's in float64, the worst pixel of the worst
+            image of batches 1 and 5.
+        own_error: of PyTorch's masks in float32, the same.
+        runtime_cosine: of ONNX Runtime's masks with those in float64, the worst image.
+        openvino_error: as `runtime_error`; None where OpenVINO refuses the graph.
+        tensorrt: why TensorRT builds no engine; empty if it does.
+        seconds: for all of this.
+    """
+
+    model: str
+    method: str
+    layers: tuple[str, ...]
+    graph_error: float
+    runtime_error: float
+    own_error: float
+    runtime_cosine: float
+    openvino_error: float | None
+    tensorrt: str
+    seconds: float
+
+
+def in_float64(explainee: Explainee) -> Explainee:
+    return replace(explainee, model=copy.deepcopy(explainee.model).double())
+
+
+def graph_error(exact: GradientExplainer, images: torch.Tensor, method: str, steps: int) -> float:
+    """The traced graph of a batch of 2 against naive autograd, image by image, relative to the map's largest value."""
+    target = torch.tensor([1, 3])
+    traced = trace_autograd_free(exact.attribute, (images[:2], target))
+    maps = traced(images[:2], target)[2]
+    extra = 2 if "distilled" in exact.explainee.spec else 1
+    worst = 0.0
+    for index in range(2):
+        expected = naive_map(
+            method, exact.explainee.model, images[index : index + 1], int(target[index]), steps, exact.layers, extra
+        )
+        worst = max(worst, float((maps[index] - expected).abs().max() / expected.abs().max()))
+    return worst
+
+
+def masks_in_torch(explainer: GradientExplainer, images: Uint8, target: NDArray[np.int64]) -> Floats:
+    graph = ExplainerGraph(explainer)
+    exact = next(explainer.classifier.parameters()).dtype == torch.float64
+    spec = explainer.explainee.image_spec
+    values = tensors(images, spec).double() if exact else None
+    found = []
+    for index in range(len(images)):
+        asked = torch.from_numpy(target[index : index + 1])
+        if values is None:
+            mask = graph(torch.from_numpy(images[index : index + 1]), asked)[2]
+        else:
+            pixels = torch.from_numpy(images[index : index + 1]).permute(0, 3, 1, 2).double() / 255
+            mask = explainer(explainer.explainee.normalise(pixels), asked)[2]
+        found.append(mask.detach().numpy())
+    return np.concatenate(found)
+
+
+def check(explainee: Explainee, method: str, folder: Path, steps: int = STEPS) -> Row:
+    """Everything about one architecture and one method."""
+    began = time.perf_counter()
+    config = GradientConfig(method=method, steps=steps)
+    explainer = GradientExplainer(explainee, config).eval()
+    exact = GradientExplainer(in_float64(explainee), replace(config, layers=explainer.layers)).double().eval()
+    spec = explainee.image_spec
+    images = photographs(spec)[: len(TARGETS)]
+    error = graph_error(exact, tensors(images, spec).double(), method, steps)
+    graph = ExplainerGraph(TracedExplainer(explainer)).eval()
+    path = folder / "explainer.onnx"
+    export_onnx(graph, spec, path, diagnostics=graph.diagnostics)
+    foreign = {node.domain for node in onnx.load(path, load_external_data=False).graph.node} - {""}
+    assert not foreign, f"operators of {foreign}"
+    expected = masks_in_torch(exact, images, TARGETS)
+    own = masks_in_torch(explainer, images, TARGETS)
+    found = [in_onnxruntime(path, images, TARGETS, batch)[1] for batch in (1, len(images))]
+    try:
+        openvino = float(np.abs(in_openvino(path, images, TARGETS)[1] - expected).max())
+    except RuntimeError as failure:
+        Console(stderr=True).print(f"OpenVINO: {failure}", markup=False)
+        openvino = None
+    return Row(
+        model=explainee.spec.removeprefix("zoo:"),
+        method=method,
+        layers=explainer.layers,
+        graph_error=error,
+        runtime_error=max(float(np.abs(masks - expected).max()) for masks in found),
+        own_error=float(np.abs(own - expected).max()),
+        runtime_cosine=min(float(cosine(masks, expected.astype(np.float32)).min()) for masks in found),
+        openvino_error=openvino,
+        tensorrt=tensorrt_refusal(path),
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def write_docs(rows: list[Row], size: int) -> None:
+    text = [
+        "# Architectures and gradient methods",
+        "",
+        f"Random weights, photographs of {size}×{size} pixels, integrals of {STEPS} steps. Written by "
+        "`python benchmarks/architectures.py`.",
+        "",
+        "- **graph**: the traced graph in float64 against naive autograd in float64 (one image, one point at a time), "
+        "largest difference over the map's largest value.",
+        "- **ONNX Runtime**, **PyTorch**, **OpenVINO**: masks in float32 against PyTorch's in float64, worst pixel; "
+        "ONNX Runtime in batches of 1 and 5.",
+        "- **cosine**: of ONNX Runtime's masks with the exact ones, the worst image.",
+        "- **TensorRT**: an engine is built ahead of time (TensorRT for RTX, compute capability 8.0 and 8.9).",
+        "",
+        "| model | method | layers | graph | ONNX Runtime | PyTorch | cosine | OpenVINO | TensorRT |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        layers = ", ".join(f"`{name}`" for name in row.layers) or "attention" * (row.method != "ig")
+        openvino = "refused" if row.openvino_error is None else f"{row.openvino_error:.0e}"
+        text.append(
+            f"| {row.model} | {row.method} | {layers} | {row.graph_error:.0e} | {row.runtime_error:.0e} | "
+            f"{row.own_error:.0e} | {row.runtime_cosine:.6f} | {openvino} | {row.tensorrt or 'yes'} |"
+        )
+    (ROOT / "docs" / "architectures.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    everything = [*FEATURE_MAPS, *ATTENTION]
+    parser.add_argument("--models", nargs="*", choices=everything, default=everything)
+    parser.add_argument("--methods", nargs="*", default=sorted({*METHODS, *METHODS_OF_ATTENTION}))
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
+    arguments = parser.parse_args()
+    table = Table("model", "method", "graph", "runtime", "own", "cosine", "OpenVINO", "TensorRT", "s", box=None)
+    rows: list[Row] = []
+    progress = Console(stderr=True)
+    for name in arguments.models:
+        explainee = build(name, arguments.size)
+        for method in METHODS if name in FEATURE_MAPS else METHODS_OF_ATTENTION:
+            if method not in arguments.methods:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    row = check(explainee, method, Path(folder))
+                except SaccadeError as error:
+                    progress.print(f"{name} {method}: {error}", markup=False)
+                    continue
+            rows.append(row)
+            progress.print(row, markup=False)
+            table.add_row(
+                row.model,
+                row.method,
+                f"{row.graph_error:.1e}",
+                f"{row.runtime_error:.1e}",
+                f"{row.own_error:.1e}",
+                f"{row.runtime_cosine:.6f}",
+                "refused" if row.openvino_error is None else f"{row.openvino_error:.1e}",
+                row.tensorrt or "yes",
+                f"{row.seconds:.0f}",
+            )
+    Console(width=160).print(table)
+    if arguments.dry:
+        return
+    write_docs(rows, arguments.size)
+    about = {"size": arguments.size, "steps": STEPS, "machine": machine(), "rows": [asdict(row) for row in rows]}
+    (ROOT / "benchmarks" / "results" / "architectures.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""How many points of a path fit into memory together, from shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ...contracts import ImageSpec
+from ...errors import UsageError
+from ..features import noise_images
+
+__all__ = ["largest_output", "points_per_pass", "room_of", "saved_bytes"]
+
+_PROGRAM = 0.4 * 2**30  # the interpreter and its libraries
+_COPIES = 3  # of the weights: the file, its parsed form, and the runtime's own layout
+
+
+def saved_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:
+    """Memory that autograd keeps for the backward pass of what `run` computes, without the model's own weights."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = run()  # holds what was saved, so that no address is used twice
+    del result
+    return sum(sizes.values())
+
+
+def room_of(model: nn.Module, budget: float, batch: int) -> float:
+    """Bytes that are left for each image of a batch, of a process that may take `budget` GiB and holds the weights."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return (budget * 2**30 - _PROGRAM - _COPIES * weights) / batch
+
+
+def points_per_pass(room: float, fixed: float, each: float, points: int, outer: int = 1) -> int:
+    """The most points of a path that go through the model together.
+
+    Args:
+        room: bytes for one image.
+        fixed: bytes that one image takes, however many points there are.
+        each: bytes that every point takes.
+        points: of the integral.
+        outer: points of the integral around it, each of which takes `fixed`.
+
+    Returns:
+        At least 1; a multiple of `points` where more than one point of the outer integral fits.
+
+    Raises:
+        UsageError: not even one point fits.
+    """
+    whole = fixed + points * each
+    if room >= whole:
+        return points * min(outer, int(room // whole))
+    if room < fixed + each:
+        raise UsageError(
+            f"one point of one image takes {(fixed + each) / 2**20:.0f} MiB, and the memory budget leaves "
+            f"{max(room, 0) / 2**20:.0f} MiB for each image of a batch; raise --memory-budget or lower --batch"
+        )
+    return int((room - fixed) // each)
+
+
+def largest_output(model: nn.Module, image_spec: ImageSpec) -> int:
+    """Bytes of the largest tensor that a module of the model gives for one image."""
+    largest = 0
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.nbytes)
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(noise_images(model, image_spec, 1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return largest

@@ -1,0 +1,55 @@
+"""The architectures that people use: graphs against naive autograd, in ONNX Runtime, OpenVINO and TensorRT's builder.
+
+`benchmarks/architectures.py` does the same for every method at 224 pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from architectures import check
+from zoo import build
+
+from saccade.errors import ModelError, UsageError
+from saccade.methods.gradient.config import GradientConfig
+from saccade.methods.gradient.explainer import GradientExplainer
+
+SIZE = 64
+KINKS = {"ResNet-50", "DenseNet-121", "VGG-16", "MobileNetV3-L"}  # ReLU: gradients jump, so float32 is not exact
+PAIRS = [
+    ("ResNet-50", "dix2"),
+    ("ResNet-50", "ig"),
+    ("DenseNet-121", "dix2"),
+    ("ConvNeXt-T", "dix2"),
+    ("VGG-16", "iia2"),
+    ("EfficientNet-B0", "dix2"),
+    ("MobileNetV3-L", "ig"),
+    ("Swin-T", "iia2"),
+    ("ViT-B/16 (torchvision)", "gradient-rollout"),
+    ("ViT-B/16 (timm)", "dix2"),
+    ("ViT-B/16 (transformers)", "iia2"),
+    ("DeiT-S distilled", "gradient-rollout"),
+]
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
+def test_the_graph_is_autograd_s_and_runs_everywhere(name: str, method: str, tmp_path: Path) -> None:
+    row = check(build(name, SIZE), method, tmp_path)
+    assert row.graph_error <= 1e-9
+    assert row.runtime_error <= (max(1e-5, 2 * row.own_error) if name in KINKS else 1e-5)
+    assert row.runtime_cosine >= 0.9999
+    assert row.openvino_error is not None
+    assert row.openvino_error <= max(1e-4, 3 * row.own_error)
+    assert row.tensorrt == "" or (name in KINKS and method == "ig" and "MaxPool" in row.tensorrt)
+
+
+def test_what_does_not_fit_an_architecture_is_said() -> None:
+    swin = build("Swin-T", SIZE)
+    with pytest.raises(ModelError, match="Swin"):
+        GradientExplainer(swin, GradientConfig(method="rollout"))
+    vit = build("ViT-B/16 (timm)", SIZE)
+    with pytest.raises(ModelError, match="no feature maps"):
+        GradientExplainer(vit, GradientConfig(method="gradcam"))
+    with pytest.raises(UsageError, match="raise --memory-budget or lower --batch"):
+        GradientExplainer(vit, GradientConfig(method="iia2", memory_budget=0.8))
