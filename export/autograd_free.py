@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
@@ -97,6 +98,11 @@ def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor])
     _out_of_place(traced)
     _single_output_layer_norm(traced)
     _contiguous_inputs(traced)
+    _merge_weights(traced)
+    _cancel_transposes(traced)
+    traced.graph.eliminate_dead_code()
+    traced.graph = fx_graph_cse(traced.graph)  # the prediction's forward pass and the explanation's are one
+    _untie_square_weights(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     if left := sorted({str(node.target) for node in traced.graph.nodes if _has_no_forward_form(node)}):
@@ -133,8 +139,8 @@ def _convolution_backward(
     groups: int,
     output_mask: list[bool],
 ) -> tuple[Tensor | None, None, None]:
-    """The gradient for the input alone: with stride 1 a convolution with flipped, transposed weights; else a transposed
-    convolution.
+    """The gradient for the input alone: a convolution with flipped, transposed weights, whatever the stride; dilated
+    strided and padded-away ones a transposed convolution.
     """
     if transposed or output_mask[1] or output_mask[2]:
         raise ModelError("gradients of transposed convolutions, or for weights, are not part of an explanation")
@@ -152,6 +158,8 @@ def _convolution_backward(
             flipped = flipped.flip(list(range(2, 2 + axes)))
         result = aten.convolution.default(gradient, flipped, None, stride, mirrored, dilation, False, [0] * axes, 1)
         return result, None, None
+    if all(step == 1 for step in dilation):
+        return _spread_convolution(gradient, inputs, weight, stride, padding, groups), None, None
     missing = [
         inputs.shape[2 + axis]
         - ((gradient.shape[2 + axis] - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (kernel[axis] - 1) + 1)
@@ -159,6 +167,41 @@ def _convolution_backward(
     ]
     result = aten.convolution.default(gradient, weight, None, stride, padding, dilation, True, missing, groups)
     return result, None, None
+
+
+def _spread_convolution(
+    gradient: Tensor, inputs: Tensor, weight: Tensor, stride: list[int], padding: list[int], groups: int
+) -> Tensor:
+    """The gradient of a strided convolution by a dense one: each phase of the input's pixels modulo the stride meets
+    every stride-th tap of the kernel, so the phases become channels, and are interleaved afterwards.
+
+    OpenVINO 2026.4 computes transposed convolutions with stride wrongly, and ONNX Runtime slowly.
+    """
+    count, _, height, width = gradient.shape
+    outputs, inner, *kernel = weight.shape
+    phases = [min(size, step) for size, step in zip(kernel, stride, strict=True)]
+    taps = [-(-size // step) for size, step in zip(kernel, stride, strict=True)]
+    (rows, columns), (row_taps, column_taps), (row_step, column_step) = phases, taps, stride
+    padded = aten.constant_pad_nd.default(
+        weight, [0, column_taps * columns - kernel[1], 0, row_taps * rows - kernel[0]], 0.0
+    )
+    apart = padded.reshape(groups, outputs // groups, inner, row_taps, rows, column_taps, columns)
+    dense = apart.flip([3, 5]).permute(0, 2, 4, 6, 1, 3, 5)
+    dense = dense.reshape(groups * inner * rows * columns, outputs // groups, row_taps, column_taps)
+    edge = [row_taps - 1, column_taps - 1]
+    found = aten.convolution.default(gradient, dense, None, [1, 1], edge, [1, 1], False, [0, 0], groups)
+    height, width = height + row_taps - 1, width + column_taps - 1
+    channels = groups * inner
+    found = found.reshape(count, channels, rows, columns, height, width).permute(0, 1, 4, 2, 5, 3)
+    if phases != stride:
+        found = aten.constant_pad_nd.default(found, [0, column_step - columns, 0, 0, 0, row_step - rows], 0.0)
+    found = found.reshape(count, channels, height * row_step, width * column_step)
+    beyond = [max(0, int(inputs.shape[2 + axis]) + padding[axis] - int(found.shape[2 + axis])) for axis in range(2)]
+    if any(beyond):
+        found = aten.constant_pad_nd.default(found, [0, beyond[1], 0, beyond[0]], 0.0)
+    top, left = padding
+    spread: Tensor = found[:, :, top : top + inputs.shape[2], left : left + inputs.shape[3]]
+    return spread
 
 
 def _avg_pool2d_backward(
@@ -177,14 +220,17 @@ def _avg_pool2d_backward(
     pad = list(padding) * 2 if len(padding) == 1 else list(padding)
     if not count_include_pad and max(pad) > 0:
         raise ModelError("average pooling that does not count its padding has no forward form of its gradient here")
+    if ceil_mode:
+        raise ModelError("average pooling with ceil_mode has no forward form of its gradient here")
     count, channels, height, width = gradient.shape
     window = gradient.new_full((1, 1, *kernel), 1.0 / (divisor_override or kernel[0] * kernel[1]))
-    missing = [
-        inputs.shape[2 + axis] - ((gradient.shape[2 + axis] - 1) * step[axis] - 2 * pad[axis] + kernel[axis])
-        for axis in range(2)
-    ]
-    spread: Tensor = aten.convolution.default(
-        gradient.reshape(count * channels, 1, height, width), window, None, step, pad, [1, 1], True, missing, 1
+    spread = _spread_convolution(
+        gradient.reshape(count * channels, 1, height, width),
+        inputs.reshape(count * channels, 1, *inputs.shape[2:]),
+        window,
+        step,
+        pad,
+        1,
     )
     return spread.reshape(inputs.shape)
 
@@ -299,6 +345,56 @@ def _is_view(node: Node) -> bool:
     if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
         return False
     return any(result.alias_info is not None for result in target._schema.returns) and isinstance(node.args[0], Node)
+
+
+def _merge_weights(traced: GraphModule) -> None:
+    """One node per weight, at the head of the graph, so that equal operators of it are seen to be equal."""
+    first: dict[int, Node] = {}
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    for node in list(traced.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        weight = getattr(traced, node.target, None)
+        if not isinstance(weight, Tensor):
+            continue
+        if id(weight) in first:
+            node.replace_all_uses_with(first[id(weight)])
+            traced.graph.erase_node(node)
+        else:
+            inputs[-1].append(node)
+            first[id(weight)] = node
+
+
+def _cancel_transposes(traced: GraphModule) -> None:
+    """A matrix that is transposed twice is the matrix: the gradient of a linear layer does that to its weights."""
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and node.target is aten.t.default:
+            before = node.args[0]
+            if isinstance(before, Node) and before.op == "call_function" and before.target is aten.t.default:
+                node.replace_all_uses_with(before.args[0])
+
+
+def _untie_square_weights(traced: GraphModule) -> None:
+    """A square matrix that is multiplied with as it is and transposed gets a transposed copy.
+
+    OpenVINO 2026.4 packs weights once per constant and shape, so it takes the one for the other where they are square:
+    probabilities are right and maps wrong.
+    """
+    for node in list(traced.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        weight = getattr(traced, node.target, None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
+            continue
+        turned = [user for user in node.users if user.target is aten.t.default]
+        if not turned or len(turned) == len(node.users):
+            continue
+        name = f"{node.target}_transposed"
+        traced.register_buffer(name, weight.detach().t().contiguous())
+        with traced.graph.inserting_after(node):
+            copy = traced.graph.get_attr(name)
+        for user in turned:
+            user.replace_all_uses_with(copy)
 
 
 def _single_output_layer_norm(traced: GraphModule) -> None:
