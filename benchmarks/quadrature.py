@@ -37,13 +37,13 @@ STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 50)
 REFERENCE = 128
 ENOUGH = 0.999
 CASES = {
-    ("scenes:resnet", "ig"): 16,
-    ("scenes:resnet", "dix2"): 16,
-    ("scenes:resnet", "dix3"): 16,
-    ("scenes:resnet", "iia2"): 16,
+    ("scenes:resnet", "ig"): 8,
+    ("scenes:resnet", "dix2"): 8,
+    ("scenes:resnet", "dix3"): 8,
+    ("scenes:resnet", "iia2"): 8,
     ("scenes:resnet", "iia3"): 4,
-    ("scenes:vit", "ig"): 16,
-    ("scenes:vit", "dix2"): 16,
+    ("scenes:vit", "ig"): 8,
+    ("scenes:vit", "dix2"): 8,
     ("scenes:vit", "iia2"): 2,
 }
 """With the number of scenes; iterated integrals of 128 points take 128² passes."""

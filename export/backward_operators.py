@@ -1,0 +1,180 @@
+"""Backward operators in terms of forward ones: what autograd records for a gradient, in a form that can be exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+
+from ..errors import ModelError
+
+__all__ = ["forward_forms"]
+
+aten = torch.ops.aten
+
+_BACKWARD = (  # operators for which PyTorch has a decomposition into forward ones
+    aten.threshold_backward,
+    aten.native_batch_norm_backward,
+    aten.native_layer_norm_backward,
+    aten.native_group_norm_backward,
+    aten.gelu_backward,
+    aten.silu_backward,
+    aten.mish_backward,
+    aten.softplus_backward,
+    aten.glu_backward,
+    aten.log_sigmoid_backward,
+    aten._prelu_kernel_backward,
+    aten.elu_backward,
+    aten.leaky_relu_backward,
+    aten.hardtanh_backward,
+    aten.hardswish_backward,
+    aten.hardsigmoid_backward,
+    aten.sigmoid_backward,
+    aten.tanh_backward,
+    aten._softmax_backward_data,
+    aten._log_softmax_backward_data,
+    aten.select_backward,
+    aten.slice_backward,
+    aten.unfold_backward,
+    aten.embedding_dense_backward,
+    aten.max_pool2d_with_indices_backward,
+    aten.value_selecting_reduction_backward,
+    aten.new_zeros,
+    aten.new_empty,
+)
+
+
+def forward_forms() -> dict[Any, Callable[..., Any]]:
+    """Of every backward operator that has one; a decomposition table for `make_fx`."""
+    table: dict[Any, Callable[..., Any]] = dict(get_decompositions(_BACKWARD))
+    table[aten.convolution_backward.default] = _convolution_backward
+    table[aten.avg_pool2d_backward.default] = _avg_pool2d_backward
+    table[aten._adaptive_avg_pool2d_backward.default] = _adaptive_avg_pool2d_backward
+    return table
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    inputs: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, None, None]:
+    """The gradient for the input alone: a convolution with flipped, transposed weights, whatever the stride; dilated
+    strided and padded-away ones a transposed convolution.
+    """
+    if transposed or output_mask[1] or output_mask[2]:
+        raise ModelError("gradients of transposed convolutions, or for weights, are not part of an explanation")
+    if not output_mask[0]:
+        return None, None, None
+    axes = weight.dim() - 2
+    stride, padding, dilation = (
+        list(values) * axes if len(values) == 1 else list(values) for values in (stride, padding, dilation)
+    )
+    kernel = [int(size) for size in weight.shape[2:]]
+    mirrored = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    if groups == 1 and all(step == 1 for step in stride) and min(mirrored) >= 0:
+        flipped = weight.transpose(0, 1)
+        if max(kernel) > 1:
+            flipped = flipped.flip(list(range(2, 2 + axes)))
+        result = aten.convolution.default(gradient, flipped, None, stride, mirrored, dilation, False, [0] * axes, 1)
+        return result, None, None
+    if all(step == 1 for step in dilation):
+        return _spread_convolution(gradient, inputs, weight, stride, padding, groups), None, None
+    missing = [
+        inputs.shape[2 + axis]
+        - ((gradient.shape[2 + axis] - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (kernel[axis] - 1) + 1)
+        for axis in range(axes)
+    ]
+    result = aten.convolution.default(gradient, weight, None, stride, padding, dilation, True, missing, groups)
+    return result, None, None
+
+
+def _spread_convolution(
+    gradient: Tensor, inputs: Tensor, weight: Tensor, stride: list[int], padding: list[int], groups: int
+) -> Tensor:
+    """The gradient of a strided convolution by a dense one: each phase of the input's pixels modulo the stride meets
+    every stride-th tap of the kernel, so the phases become channels, and are interleaved afterwards.
+
+    OpenVINO 2026.4 computes transposed convolutions with stride wrongly, and ONNX Runtime slowly.
+    """
+    count, _, height, width = gradient.shape
+    outputs, inner, *kernel = weight.shape
+    phases = [min(size, step) for size, step in zip(kernel, stride, strict=True)]
+    taps = [-(-size // step) for size, step in zip(kernel, stride, strict=True)]
+    (rows, columns), (row_taps, column_taps), (row_step, column_step) = phases, taps, stride
+    padded = aten.constant_pad_nd.default(
+        weight, [0, column_taps * columns - kernel[1], 0, row_taps * rows - kernel[0]], 0.0
+    )
+    apart = padded.reshape(groups, outputs // groups, inner, row_taps, rows, column_taps, columns)
+    dense = apart.flip([3, 5]).permute(0, 2, 4, 6, 1, 3, 5)
+    dense = dense.reshape(groups * inner * rows * columns, outputs // groups, row_taps, column_taps)
+    edge = [row_taps - 1, column_taps - 1]
+    found = aten.convolution.default(gradient, dense, None, [1, 1], edge, [1, 1], False, [0, 0], groups)
+    height, width = height + row_taps - 1, width + column_taps - 1
+    channels = groups * inner
+    found = found.reshape(count, channels, rows, columns, height, width).permute(0, 1, 4, 2, 5, 3)
+    if phases != stride:
+        found = aten.constant_pad_nd.default(found, [0, column_step - columns, 0, 0, 0, row_step - rows], 0.0)
+    found = found.reshape(count, channels, height * row_step, width * column_step)
+    beyond = [max(0, int(inputs.shape[2 + axis]) + padding[axis] - int(found.shape[2 + axis])) for axis in range(2)]
+    if any(beyond):
+        found = aten.constant_pad_nd.default(found, [0, beyond[1], 0, beyond[0]], 0.0)
+    top, left = padding
+    spread: Tensor = found[:, :, top : top + inputs.shape[2], left : left + inputs.shape[3]]
+    return spread
+
+
+def _avg_pool2d_backward(
+    gradient: Tensor,
+    inputs: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    """Each output's gradient spread evenly over its window: a transposed convolution with a constant kernel."""
+    kernel = list(kernel_size) * 2 if len(kernel_size) == 1 else list(kernel_size)
+    step = (list(stride) * 2 if len(stride) == 1 else list(stride)) or kernel
+    pad = list(padding) * 2 if len(padding) == 1 else list(padding)
+    if not count_include_pad and max(pad) > 0:
+        raise ModelError("average pooling that does not count its padding has no forward form of its gradient here")
+    if ceil_mode:
+        raise ModelError("average pooling with ceil_mode has no forward form of its gradient here")
+    count, channels, height, width = gradient.shape
+    window = gradient.new_full((1, 1, *kernel), 1.0 / (divisor_override or kernel[0] * kernel[1]))
+    spread = _spread_convolution(
+        gradient.reshape(count * channels, 1, height, width),
+        inputs.reshape(count * channels, 1, *inputs.shape[2:]),
+        window,
+        step,
+        pad,
+        1,
+    )
+    return spread.reshape(inputs.shape)
+
+
+def _adaptive_avg_pool2d_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
+    """Pooling is linear, rows and columns apart: the transposed averaging matrices."""
+    rows, columns = (_averaging(int(gradient.shape[axis]), int(inputs.shape[axis]), gradient) for axis in (2, 3))
+    return rows.t() @ gradient @ columns
+
+
+def _averaging(outputs: int, inputs: int, like: Tensor) -> Tensor:
+    """The matrix (outputs, inputs) of adaptive average pooling along one axis."""
+    rows = []
+    for index in range(outputs):
+        start, stop = index * inputs // outputs, -(-(index + 1) * inputs // outputs)
+        rows.append([1 / (stop - start) if start <= place < stop else 0.0 for place in range(inputs)])
+    return torch.tensor(rows, dtype=like.dtype, device=like.device)
