@@ -1,9 +1,9 @@
-"""How good are the explanations of the scenes models? All explainers of each model on held-out planted scenes.
+"""How good are the explanations of the scenes models? LTX and the gradient methods on held-out planted scenes.
 
     python benchmarks/faithfulness.py                         the committed models and checkpoints, 500 scenes
     python benchmarks/faithfulness.py --checkpoints runs/a runs/b   other checkpoints of the same models
 
-Checkpoints are exported to temporary bundles, and every number of theirs comes from ONNX Runtime. Writes
+Everything is exported to temporary bundles, and every number comes from ONNX Runtime. Writes
 docs/explainers-on-scenes.md and benchmarks/results/faithfulness.json.
 """
 
@@ -24,25 +24,29 @@ from rich.progress import Progress
 
 from saccade.accel.bench import machine
 from saccade.accel.engine import open_engine
-from saccade.cli.contenders import bundle_contender, explainee_contender
-from saccade.cli.data import sample_images
+from saccade.cli.contenders import bundle_contender
+from saccade.cli.data import SCENES, sample_images
 from saccade.cli.evaluate import record
 from saccade.cli.evaluation import Contender, Evaluation, decimals, evaluate_contenders
 from saccade.cli.evaluation_data import ScenesData
 from saccade.cli.options import SHORT_SPECS
 from saccade.contracts import Uint8
-from saccade.errors import ModelError
 from saccade.evaluate.baselines import centre_gaussian, random_masks
 from saccade.evaluate.metrics import Predict, make_metrics
 from saccade.evaluate.weights_folder import WEIGHTS
-from saccade.export.write_bundle import export_ltx
+from saccade.export.write_bundle import export_gradient, export_ltx
 from saccade.methods.explainee import Explainee, load_explainee
+from saccade.methods.gradient.config import GradientConfig
 from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 
 ROOT = Path(__file__).parents[1]
 FIRST = 20_000  # scenes of the test split that no setting was chosen on; 10,000 … 10,149 were used for that
 SLOW = ("sic", "aic", "sensitivity", "randomisation")  # many seconds for each scene and explainer
-SLOW_SCENES = 50
+SLOW_SCENES = 20
+GRADIENT_METHODS = {
+    "scenes:resnet": ("gradcam", "layercam", "dix2", "dix3", "iia2", "iia3", "ig"),
+    "scenes:vit": ("rollout", "gradient-rollout", "dix2", "iia2", "ig"),
+}
 METRICS = (
     "pointing-box",
     "contrast",
@@ -78,7 +82,7 @@ def predict_with(explainee: Explainee) -> Predict:
 
 
 def evaluate_model(
-    spec: str, folders: Sequence[Path], data: ScenesData, progress: Progress
+    spec: str, folders: Sequence[Path], methods: Sequence[str], data: ScenesData, progress: Progress
 ) -> tuple[Evaluation, Evaluation]:
     """All explainers of one model: all scenes, and the slow metrics on some."""
     explainee = load_explainee(spec)
@@ -91,11 +95,13 @@ def evaluate_model(
             engine = open_engine(export_ltx(explainer, about, sample_images(about.data, about.image_spec), target))
             contenders.append(bundle_contender(engine, stack))
             predict = engine.probabilities
-        for name in ("grad-cam", "integrated-gradients"):
-            try:
-                contenders.append(explainee_contender(name, explainee))
-            except ModelError as error:
-                progress.console.print(f"{spec}: no {name}: {error}")
+        for method in methods:
+            target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / method
+            config = GradientConfig(method=method, preset="fast")
+            images = sample_images(SCENES, explainee.image_spec)
+            engine = open_engine(export_gradient(explainee, config, images, target))
+            contenders.append(bundle_contender(engine, stack))
+            predict = engine.probabilities
         contenders += [
             Contender("centre", centre_gaussian(), centre_gaussian),
             Contender("random", random_masks(), random_masks),
@@ -149,7 +155,7 @@ def write_docs(results: dict[str, tuple[Evaluation, Evaluation]], data: ScenesDa
         f"{data.count} scenes of the test split from index {data.first} on, which no setting was chosen on. "
         "Explained and watched is the predicted class; removed pixels are grey (128); 16 steps; in brackets the 95 % "
         f"bootstrap interval over the scenes. The last four metrics are of the first {SLOW_SCENES} scenes. "
-        "`saccade evaluate x --metrics help` says what each metric is.",
+        "`saccade evaluate x --metrics help` says what each metric is. Gradient methods run with `--preset fast`.",
         "",
         "This page is written by `python benchmarks/faithfulness.py`.",
     ]
@@ -176,7 +182,8 @@ def main() -> None:
     console = Console(width=160)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         results = {
-            name: evaluate_model(SHORT_SPECS[name], arguments.checkpoints, data, progress) for name in arguments.models
+            name: evaluate_model(SHORT_SPECS[name], arguments.checkpoints, GRADIENT_METHODS[name], data, progress)
+            for name in arguments.models
         }
     for name, result in results.items():
         console.print(f"{name}\n{whole_table(result)}\n", markup=False)

@@ -25,7 +25,6 @@ from .resize_graph import prepend_resize
 __all__ = ["OPSET", "MeanPooling", "export_onnx"]
 
 OPSET = 22  # the newest that both ONNX Runtime and TensorRT's parser read
-MAX_BATCH = 65_536
 OUTPUTS = ("probabilities", "target_class", "mask")  # an ONNX output cannot be called like an input, so not "target"
 
 
@@ -48,14 +47,13 @@ def export_onnx(
     height, width = spec.size
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     try:
         with _quiet(), MeanPooling():
             program = torch.onnx.export(
                 module.eval(),
                 (image, torch.full((2,), -1, dtype=torch.int64)),
                 dynamo=True,
-                dynamic_shapes={"image": {0: batch}, "target": {0: batch}},
+                dynamic_shapes={"image": {0: "batch"}, "target": {0: "batch"}},
                 input_names=["image", "target"],
                 output_names=[*OUTPUTS, *diagnostics],
                 opset_version=OPSET,
@@ -67,6 +65,11 @@ def export_onnx(
     assert program is not None, "the exporter gives a program whenever it does not raise"
     _tidy(program.model)
     model = program.model_proto
+    for entry in model.graph.input:
+        if not entry.type.tensor_type.shape.dim[0].dim_param:  # the exporter falls back on fixed sizes without a word
+            raise ModelError(
+                "the model does not take batches of any size: somewhere it uses the batch as a fixed number"
+            )
     if any_size:
         model = prepend_resize(model, spec)
     onnx.checker.check_model(model, full_check=True)

@@ -153,6 +153,7 @@ def export_gradient(
                 **asdict(config),
                 "layers": list(explainer.layers),
                 "steps": explainer.steps,
+                "inner_steps": config.inner_steps_of(explainer.on_attention),
                 "rule": config.quadrature,
                 "points_per_pass": explainer.at_once,
             },

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BilinearUpsample"]
+__all__ = ["BilinearUpsample", "interpolation_matrix"]
 
 _BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
 _ONE_THREAD = 2**16  # multiplications of a product that ONNX Runtime gives to one thread: to wake two costs more
@@ -28,8 +28,8 @@ class BilinearUpsample(nn.Module):
 
     def __init__(self, source: tuple[int, int], size: tuple[int, int], scale: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("rows", scale * _BELOW_ONE * _interpolation_matrix(source[0], size[0]), persistent=False)
-        self.register_buffer("columns", _interpolation_matrix(source[1], size[1]).T.contiguous(), persistent=False)
+        self.register_buffer("rows", scale * _BELOW_ONE * interpolation_matrix(source[0], size[0]), persistent=False)
+        self.register_buffer("columns", interpolation_matrix(source[1], size[1]).T.contiguous(), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, 1, h, w) to (N, 1, H, W)."""
@@ -41,8 +41,8 @@ class BilinearUpsample(nn.Module):
         return torch.cat([self.rows[start : start + half] @ wide for start in range(0, len(self.rows), half)], 2)
 
 
-def _interpolation_matrix(source: int, size: int) -> Tensor:
-    """Weights (size, source) of bilinear interpolation along one axis."""
-    identity = torch.eye(source).reshape(source, 1, source, 1)
+def interpolation_matrix(source: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Weights (size, source) of bilinear interpolation (align_corners=False) along one axis."""
+    identity = torch.eye(source, dtype=dtype).reshape(source, 1, source, 1)
     stretched = F.interpolate(identity, size=(size, 1), mode="bilinear", align_corners=False)
     return stretched.reshape(source, size).T.contiguous()

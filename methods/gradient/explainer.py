@@ -16,7 +16,7 @@ from ..features import FeatureShape, capture, default_layers, feature_shapes, no
 from ..fold import folded
 from ..quadrature import quadrature
 from ..representation import linear_head, logits_of, run_from
-from ..upsample import BilinearUpsample
+from ..upsample import BilinearUpsample, interpolation_matrix
 from .config import GradientConfig
 from .feature_maps import Setting, dix, grad_cam, iia2, iia3, layer_cam
 from .memory import largest_output, points_per_pass, room_of, saved_bytes
@@ -87,7 +87,8 @@ class GradientExplainer(nn.Module):
         layers: names of the layers that are read, the last one first; empty for attention and pixels.
         on_attention: the method works on attention matrices.
         steps: of every integral.
-        rule: the quadrature.
+        rule: the quadrature of every integral, of the outermost where they differ.
+        inner_rule: that of the innermost integral on attention.
         at_once: points of a path that go through the model together; 0 for all of them.
 
     Raises:
@@ -106,6 +107,7 @@ class GradientExplainer(nn.Module):
         self.on_attention = config.method in _ATTENTION_ONLY or self._attention_is_better()
         self.steps = config.steps_of(self.on_attention)
         self.rule = quadrature(config.quadrature, self.steps)
+        self.inner_rule = quadrature(config.quadrature, config.inner_steps_of(self.on_attention))
         self.at_once = config.points_per_pass
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size)
@@ -153,7 +155,7 @@ class GradientExplainer(nn.Module):
             one = noise_images(model, spec, 1).requires_grad_(True)
             with torch.no_grad():
                 self.register_buffer("nothing", model(torch.zeros_like(one)))
-            self._fit(0, saved_bytes(model, lambda: model(one)))
+            self._fit(0, saved_bytes(model, lambda: model(one)), len(self.rule))
             return self._integrate_pixels, None
         return self._choose_attention() if self.on_attention else self._choose_maps()
 
@@ -170,10 +172,11 @@ class GradientExplainer(nn.Module):
         with AttentionTap():
             whole = saved_bytes(model, lambda: model(one))
         if config.method.startswith("iia"):
-            self._fit(whole, 2 * whole / len(layout), outer=len(self.rule))
+            self._fit(whole, 2 * whole / len(layout), len(self.inner_rule), outer=len(self.rule))
         elif config.method.startswith("dix"):
-            self._fit(whole, 2 * whole / len(layout))
-        setting = AttentionSetting(model, layout, self.rule, config.mode == "code", self.at_once)
+            self._fit(whole, 2 * whole / len(layout), len(self.inner_rule))
+        published = config.mode == "code"
+        setting = AttentionSetting(model, layout, self.inner_rule, self.rule, published, self.at_once)
         return self._on_attention(setting), layout.grid
 
     def _choose_maps(self) -> tuple[Callable[..., Attribution], tuple[int, int]]:
@@ -190,7 +193,15 @@ class GradientExplainer(nn.Module):
         heads = [linear_head(model, name, spec) for name in self.layers]
         if config.method[:3] in ("dix", "iia"):
             self._fit_maps(shapes, heads)
-        setting = Setting(model, self.layers, heads, self.rule, config.mode == "code", self.at_once)
+        dtype = noise_images(model, spec, 1).dtype
+        enlarging = [
+            (
+                interpolation_matrix(height, shapes[-1][1], dtype),
+                interpolation_matrix(width, shapes[-1][2], dtype),
+            )
+            for _, height, width in shapes
+        ]
+        setting = Setting(model, self.layers, enlarging, heads, self.rule, config.mode == "code", self.at_once)
         method = _ON_MAPS[config.method]
         finest = shapes[-1] if config.method.startswith("dix") else shapes[0]
         return lambda x, c, maps, logits: method(setting, x, c, maps), finest[1:]
@@ -206,17 +217,17 @@ class GradientExplainer(nn.Module):
                 with AttentionTap():
                     backward = max(backward, saved_bytes(model, partial(run_from, model, one, name, values)))
         if self.config.method.startswith("dix"):
-            self._fit(forward, backward or forward)
+            self._fit(forward, backward or forward, len(self.rule))
         else:
-            self._fit(forward, max(forward, backward), outer=len(self.rule) if backward else 1)
+            self._fit(forward, max(forward, backward), len(self.rule), outer=len(self.rule) if backward else 1)
 
-    def _fit(self, fixed: float, each: float, outer: int = 1) -> None:
+    def _fit(self, fixed: float, each: float, points: int, outer: int = 1) -> None:
         """As many points per pass as the memory budget allows; see `points_per_pass`."""
         config = self.config
         if not config.points_per_pass:
             room = room_of(self.classifier, config.memory_budget, config.batch)
-            found = points_per_pass(room, fixed, each, len(self.rule), outer)
-            self.at_once = 0 if found >= len(self.rule) * outer else found
+            found = points_per_pass(room, fixed, each, points, outer)
+            self.at_once = 0 if found >= points * outer else found
 
     def _integrate_pixels(self, images: Tensor, target: Tensor, maps: Any, logits: Tensor) -> Attribution:
         gained = logits_of(logits - self.nothing, target)

@@ -40,6 +40,7 @@ class Setting:
     Attributes:
         model: the classifier, frozen and in eval mode.
         layers: names, the last layer first.
+        enlarging: per layer the matrices (H, h) and (W, w) that enlarge its maps to the finest layer's.
         heads: per layer the weights of a head that is linear after pooling it, or None.
         rule: of every integral.
         published: compute what the published code computes.
@@ -48,6 +49,7 @@ class Setting:
 
     model: nn.Module
     layers: Sequence[str]
+    enlarging: Sequence[tuple[Tensor, Tensor]]
     heads: Sequence[Tensor | None]
     rule: Quadrature
     published: bool = False
@@ -63,6 +65,14 @@ class Setting:
         if integrand.head is not None:
             return integrand.constant(values, target)
         return integrand.gradient(images, values, target)[0]
+
+    def enlarged(self, layer: Tensor, depth: int) -> Tensor:
+        """A map (N, h, w) of the layer `depth` places before the end at the size of the finest one, bilinearly.
+
+        Two products with constant matrices: traced, `F.interpolate` becomes gathers of single pixels.
+        """
+        rows, columns = self.enlarging[depth]
+        return rows.to(layer) @ layer @ columns.to(layer).T
 
     def integrate(self, images: Tensor, end: Tensor, target: Tensor, depth: int = 0, outer: int = 1) -> PathIntegral:
         """The innermost integral of the layer `depth` places before the end; `end` of `outer` points of each image."""
@@ -97,7 +107,6 @@ def dix(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Ten
     ends = [maps[name].detach() for name in setting.layers]
     if setting.published:
         return Attribution(_published_dix(setting, images, target, ends), None)
-    size = ends[-1].shape[-2:]
     found = []
     gaps = []
     for depth, end in enumerate(ends):
@@ -106,7 +115,7 @@ def dix(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Ten
         layer = integral.maps.relu()
         layer = layer / layer.amax((1, 2), keepdim=True).clamp_min(1e-12)
         if depth < len(ends) - 1:
-            layer = F.interpolate(layer[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+            layer = setting.enlarged(layer, depth)
         found.append(layer)
     result = found[0]
     product = found[0]

@@ -161,6 +161,7 @@ def integrate_layer(
     if rule.closed:
         gained = logits[-1][-1] - logits[0][0]
     else:
-        first, last = integrand.logits(images, torch.cat([baseline.expand_as(end), end]), target).chunk(2)
+        both = interpolate(baseline, end, torch.tensor([0.0, 1.0], dtype=end.dtype, device=end.device))
+        first, last = by_point(integrand.logits(images, both, target), 2)
         gained = last - first
     return PathIntegral((distance * total).sum(1), walked, gained)

@@ -26,7 +26,8 @@ class AttentionSetting:
     Attributes:
         model: the classifier, frozen and in eval mode.
         layout: of its attention.
-        rule: of every integral.
+        rule: of the integral over an attention matrix.
+        outer_rule: of the integral over the image around it.
         published: compute what the published code computes.
         at_once: points per pass, 0 for all.
     """
@@ -34,6 +35,7 @@ class AttentionSetting:
     model: nn.Module
     layout: AttentionLayout
     rule: Quadrature
+    outer_rule: Quadrature
     published: bool = False
     at_once: int = 0
 
@@ -97,7 +99,7 @@ def iia_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor) 
     """
     total: list[Tensor] = []
     at_once = setting.at_once and max(1, setting.at_once // len(setting.rule))
-    for points, weights in passes(setting.rule, at_once, images):
+    for points, weights in passes(setting.outer_rule, at_once, images):
         dimmed = (points.reshape(-1, 1, 1, 1, 1) * images[None]).flatten(0, 1)
         mean = _mean_evidence(setting, dimmed, target.repeat(len(points)), len(setting.layout) - 1)
         found = [weighted_sum(part, weights) for part in (*mean.layers, mean.walked, mean.gained)]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +15,12 @@ from saccade.contracts import ImageSpec
 from saccade.errors import ModelError
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
 from saccade.export.autograd_free import trace_autograd_free
-from saccade.export.graph import TracedExplainer
+from saccade.export.graph import ExplainerGraph, TracedExplainer
+from saccade.export.to_onnx import export_onnx
 from saccade.methods.explainee import Explainee, fingerprint
 from saccade.methods.gradient.config import GradientConfig
 from saccade.methods.gradient.explainer import GradientExplainer
+from saccade.methods.quadrature import RULES, Rule
 
 SPEC = ImageSpec(size=(16, 16))
 Layers = Callable[[], list[nn.Module]]
@@ -332,3 +337,33 @@ def test_a_traced_explainer_is_the_explainer(tiny_explainee: Explainee) -> None:
     for found, expected in zip(TracedExplainer(explainer)(images, target), explainer(images, target), strict=True):
         assert found is not None
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("method", ["dix2", "iia2", "iia3", "ig"])
+def test_an_exported_graph_takes_any_batch_with_every_rule(
+    method: str, rule: Rule, tiny_explainee: Explainee, tmp_path: Path
+) -> None:
+    explainer = GradientExplainer(tiny_explainee, GradientConfig(method=method, rule=rule, steps=2)).eval()
+    graph = ExplainerGraph(TracedExplainer(explainer)).eval()
+    export_onnx(graph, tiny_explainee.image_spec, tmp_path / "graph.onnx", diagnostics=graph.diagnostics)
+    session = ort.InferenceSession(tmp_path / "graph.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    target = np.array([-1, 2, 0, -1, 4])
+    expected = ExplainerGraph(explainer)(torch.from_numpy(images), torch.from_numpy(target))
+    for count in (1, 3, 5):
+        found = session.run(None, {"image": images[:count], "target": target[:count]})
+        assert len(found) == 4
+        for mine, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(mine, theirs[:count].detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_fixes_the_batch_is_refused(tiny_explainee: Explainee, tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            first, second = image.float().mean((1, 2, 3)).chunk(2)
+            mask = (first + second)[:, None, None, None]
+            return mask, target, mask
+
+    with pytest.raises(ModelError, match=r"batch"):
+        export_onnx(Fixed(), tiny_explainee.image_spec, tmp_path / "graph.onnx")
