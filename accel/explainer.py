@@ -36,14 +36,18 @@ class Explainer:
         return self.bundle.manifest.class_names
 
     def explain(
-        self, images: Iterable[ImageSource] | ImageSource, *, target: str | int | None = None, batch_size: int = 8
+        self,
+        images: Iterable[ImageSource] | ImageSource,
+        *,
+        target: str | int | None = None,
+        batch_size: int | None = None,
     ) -> list[ImageExplanation]:
         """Predict and explain.
 
         Args:
             images: one image or several; arrays are uint8 (H, W, 3), or (N, H, W, 3) for several.
             target: class name or index; None for the predicted class.
-            batch_size: images that go through the engine together.
+            batch_size: images that go through the engine together; None takes the bundle's own.
 
         Raises:
             ImageError: one of them cannot be read. Use `saccade.explain_images` to go on with the others.

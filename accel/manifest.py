@@ -79,6 +79,7 @@ class Manifest(_Record):
         any_size: the graph resizes inside and takes images of any size.
         mask_size: (height, width) of the mask that the graph gives.
         class_names: one per class, by index.
+        batch: images per call that fit into the memory budget of the export; what callers take unless told otherwise.
         explainee: model spec, weights and their hash.
         opset: of the ONNX graph.
         versions: of the packages that made the bundle.
@@ -96,6 +97,7 @@ class Manifest(_Record):
     any_size: bool = False
     mask_size: tuple[int, int]
     class_names: tuple[str, ...]
+    batch: int = 8
     explainee: dict[str, str]
     opset: int
     versions: dict[str, str]

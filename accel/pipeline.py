@@ -25,19 +25,19 @@ class PipelineConfig:
     """How images are fed to the engine.
 
     Attributes:
-        batch_size: images that go through the engine together.
+        batch_size: images that go through the engine together; None takes the bundle's own.
         target: class index to explain for every image; -1 for the predicted class.
         decode_threads: threads that load images.
         max_pixels: an image with more is refused.
     """
 
-    batch_size: int = 8
+    batch_size: int | None = None
     target: int = -1
     decode_threads: int = 2
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.decode_threads < 1:
+        if (self.batch_size is not None and self.batch_size < 1) or self.decode_threads < 1:
             raise UsageError("batch size and decode threads are at least 1")
 
 
@@ -55,11 +55,12 @@ def explain_images(
 
     An image that cannot be read becomes a `Failure` in its place; the others go on.
     """
+    size = config.batch_size or engine.bundle.manifest.batch
     waiting: list[_Loaded] = []
-    for item in _load_ahead(engine, sources, config):
+    for item in _load_ahead(engine, sources, config, size):
         if isinstance(item, _Loaded) and (not waiting or item.pixels.shape == waiting[0].pixels.shape):
             waiting.append(item)
-            if len(waiting) < config.batch_size:
+            if len(waiting) < size:
                 continue
             yield from _explain_batch(engine, waiting, config.target)
             waiting = []
@@ -95,7 +96,9 @@ def _explain_batch(engine: Engine, batch: list[_Loaded], target: int) -> Iterato
         )
 
 
-def _load_ahead(engine: Engine, sources: Iterable[ImageSource], config: PipelineConfig) -> Iterator[_Loaded | Failure]:
+def _load_ahead(
+    engine: Engine, sources: Iterable[ImageSource], config: PipelineConfig, size: int
+) -> Iterator[_Loaded | Failure]:
     spec = None if engine.bundle.manifest.any_size else engine.bundle.manifest.image
 
     def load(source: ImageSource) -> _Loaded | Failure:
@@ -109,7 +112,7 @@ def _load_ahead(engine: Engine, sources: Iterable[ImageSource], config: Pipeline
     pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="saccade-load")
     try:
         ahead: deque[Future[_Loaded | Failure]] = deque(
-            pool.submit(load, source) for source in islice(remaining, config.batch_size + 2 * config.decode_threads)
+            pool.submit(load, source) for source in islice(remaining, size + 2 * config.decode_threads)
         )
         while ahead:
             done = ahead.popleft().result()

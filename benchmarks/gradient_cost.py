@@ -149,7 +149,7 @@ def measure(case: Case, seconds: float, folder: Path) -> dict[str, object]:
         **{key: value for key, value in asdict(case.config).items() if key in ("method", "preset", "mode")},
         "steps": explainer.steps,
         "rule": case.config.quadrature,
-        "points_per_pass": explainer.at_once,
+        "points_per_pass": explainer.at_once or "all",
         "forwards": float(np.median(times[:, 0] / times[:, 1])),
         "milliseconds": float(np.median(times[:, 0]) * 1e3),
         "forward_milliseconds": float(np.median(times[:, 1]) * 1e3),

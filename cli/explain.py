@@ -42,10 +42,8 @@ __all__ = ["explain"]
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    default=8,
-    show_default=True,
     metavar="N",
-    help="Images per call of the engine.",
+    help="Images per call of the engine. [default: what the bundle was made for, mostly 8]",
 )
 @click.option(
     "--max-megapixels",
@@ -63,7 +61,7 @@ def explain(
     target: str | None,
     out: Path | None,
     formats: tuple[str, ...],
-    batch_size: int,
+    batch_size: int | None,
     max_megapixels: float,
     engine: str,
     providers: tuple[str, ...],

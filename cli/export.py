@@ -56,7 +56,7 @@ __all__ = ["export"]
     metavar="GIB",
     help="What a process that explains a batch of --batch images may take; sets the points of a path per pass.",
 )
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="See --memory-budget.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="See --memory-budget.")
 @click.option("--verbose", is_flag=True, help="Say which layers, steps and points per pass were chosen.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="A trained explainer.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="BUNDLE", help="Folder of the bundle.")

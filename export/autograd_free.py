@@ -7,7 +7,9 @@ exporter takes.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +54,7 @@ def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor])
     except ModelError:
         raise
     except Exception as error:  # whatever tracing a user's model may raise
-        raise ModelError(f"the gradients of the model cannot be traced: {_first_line(error)}") from error
+        raise ModelError(f"the gradients of the model cannot be traced: {_first_line(error)}{_where(error)}") from error
     simplify(traced)
     if left := sorted({str(node.target) for node in traced.graph.nodes if _has_no_forward_form(node)}):
         raise ModelError(f"no forward form is known of: {', '.join(left)}; report the model, it is worth supporting")
@@ -65,6 +67,20 @@ def _has_no_forward_form(node: Node) -> bool:
     if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
         return False
     return "backward" in str(target) or target._schema.is_mutable
+
+
+def _where(error: BaseException) -> str:
+    """The model's own line that could not be traced: the last one that is neither PyTorch's nor ours."""
+    ours = (
+        str(Path(torch.__file__).parent),
+        *(str(Path(__file__).parents[1] / name) for name in ("export", "methods")),
+    )
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name = frame.f_code.co_filename
+        if not name.startswith((*ours, "<")):
+            found = f" (in {frame.f_code.co_name}, {Path(name).name}, line {line})"
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -65,6 +65,7 @@ class _About:
     explainee: dict[str, str]
     own_error: Callable[[Uint8, NDArray[np.int64]], float] | None = None
     batches: Sequence[int] = BATCHES
+    batch: int = 8
 
 
 def export_ltx(
@@ -166,7 +167,8 @@ def export_gradient(
                 "fingerprint": explainee.fingerprint,
             },
             own_error=partial(error_of_float32, explainer),
-            batches=sorted({1, 2, min(7, config.batch), config.batch}),
+            batches=sorted({1, 2, min(7, explainer.batch), explainer.batch}),
+            batch=explainer.batch,
         )
         on_stage("tracing the gradients")
         traced = ExplainerGraph(TracedExplainer(explainer)).eval()
@@ -262,6 +264,7 @@ def _describe(
         any_size=any_size,
         mask_size=(int(original.mask.shape[2]), int(original.mask.shape[3])),
         class_names=about.class_names,
+        batch=about.batch,
         explainee=about.explainee,
         opset=OPSET,
         versions={package: version(package) for package in _PACKAGES},

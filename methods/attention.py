@@ -40,6 +40,11 @@ class AttentionLayout:
     def __len__(self) -> int:
         return len(self.blocks)
 
+    @property
+    def tokens(self) -> int:
+        """T, of all patches and the tokens before them."""
+        return self.grid[0] * self.grid[1] + self.extra
+
 
 def attention_layout(model: nn.Module, spec: ImageSpec) -> AttentionLayout:
     """Find out what the attention of a model looks like.

@@ -54,7 +54,7 @@ class GradientConfig:
         rule: of every integral; None takes the preset's.
         mode: ``"paper"`` computes the published formulas, ``"code"`` what the published code computes.
         memory_budget: GiB that a process may take that explains a batch of `batch` images; as many points of a path go
-            through the model together as fit.
+            through the model together as fit. Fewer points mean a longer graph, and a longer export.
         batch: see `memory_budget`.
         points_per_pass: at most so many points of a path go through the model together; 0 takes what fits.
     """
@@ -67,7 +67,7 @@ class GradientConfig:
     rule: Rule | None = None
     mode: Mode = "paper"
     memory_budget: float = 4.0
-    batch: int = 8
+    batch: int = 1
     points_per_pass: int = 0
 
     def __post_init__(self) -> None:

@@ -44,20 +44,6 @@ class AttentionSetting:
         return rollout(list(layers), self.layout.grid, self.layout.extra)
 
 
-class MeanEvidence(NamedTuple):
-    """Evidence along the path of one block's matrix from 0 to its value.
-
-    Attributes:
-        layers: per block the mean over the path and over heads of max(0, A ∘ ∂f/∂A), (N, T, T).
-        walked: ∫ ⟨∂f/∂A, dA⟩ along the path, (N,).
-        gained: the target's logit at its end less that at its start, (N,).
-    """
-
-    layers: list[Tensor]
-    walked: Tensor
-    gained: Tensor
-
-
 def attention_rollout(setting: AttentionSetting, images: Tensor, target: Tensor) -> Attribution:
     """Rollout of the attention's mean over heads (Abnar & Zuidema 2020); the class plays no role."""
     with torch.no_grad(), AttentionTap() as tap:
@@ -83,10 +69,10 @@ def dix_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor, 
     total: Tensor | None = None
     gaps = []
     for back in range(1, depth + 1):
-        mean = _mean_evidence(setting, images, target, len(setting.layout) - back)
-        found = setting.roll(mean.layers)
+        layers, walked, gained = _unpacked(_mean_evidence(setting, images, target, len(setting.layout) - back), setting)
+        found = setting.roll(layers)
         total = found if total is None else total + found
-        gaps.append(completeness_gap(mean.walked, mean.gained))
+        gaps.append(completeness_gap(walked, gained))
     assert total is not None, "depth is at least one"
     return Attribution(total, None if setting.published else torch.stack(gaps).amax(0))
 
@@ -97,31 +83,41 @@ def iia_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor) 
     The image is scaled by a₀ and the last block's matrix of that image by a₁; the evidence of all blocks is averaged
     over both and rolled out once.
     """
-    total: list[Tensor] = []
+    total = images.new_zeros(())
     at_once = setting.at_once and max(1, setting.at_once // len(setting.rule))
     for points, weights in passes(setting.outer_rule, at_once, images):
         dimmed = (points.reshape(-1, 1, 1, 1, 1) * images[None]).flatten(0, 1)
         mean = _mean_evidence(setting, dimmed, target.repeat(len(points)), len(setting.layout) - 1)
-        found = [weighted_sum(part, weights) for part in (*mean.layers, mean.walked, mean.gained)]
-        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
-    *layers, walked, gained = total
+        total = total + weighted_sum(mean, weights)
+    layers, walked, gained = _unpacked(total, setting)
     return Attribution(setting.roll(layers), None if setting.published else completeness_gap(walked, gained))
 
 
-def _mean_evidence(setting: AttentionSetting, images: Tensor, target: Tensor, block: int) -> MeanEvidence:
-    """Evidence of all blocks, averaged over the path of one block's matrix from 0 to its value."""
+def _mean_evidence(setting: AttentionSetting, images: Tensor, target: Tensor, block: int) -> Tensor:
+    """Along the path of one block's matrix from 0 to its value: per block the mean over the path and over heads of
+    max(0, A ∘ ∂f/∂A), then ∫ ⟨∂f/∂A, dA⟩, then what the target's logit gains.
+
+    All in one tensor (N, blocks·T·T + 2), so that a runtime, which goes from results back to what they need, finishes
+    one pass before it begins the next.
+    """
     plain = _run(setting, images, block)
     source = plain.matrices[-1 if setting.published else block].detach()
-    total: list[Tensor] = []
+    total = images.new_zeros(())
     for points, weights in passes(setting.rule, setting.at_once, images):
         leaf = (points.reshape(-1, 1, 1, 1, 1) * source[None]).flatten(0, 1).requires_grad_(True)
         layers, gradient, _ = _evidence_at(setting, images, target, plain, block, leaf)
         walked = (by_point(gradient, len(points)) * source).flatten(0, 1).sum((1, 2, 3))
-        found = [weighted_sum(part, weights) for part in (*layers, walked)]
-        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
-    *mean, walked = total
+        parts = [*(weighted_sum(layer, weights).flatten(1) for layer in layers), weighted_sum(walked, weights)[:, None]]
+        total = total + torch.cat(parts, 1)
     start = _evidence_at(setting, images, target, plain, block, torch.zeros_like(source).requires_grad_(True))[2]
-    return MeanEvidence(mean, walked, logits_of(plain.logits, target) - start)
+    return torch.cat([total, (logits_of(plain.logits, target) - start)[:, None]], 1)
+
+
+def _unpacked(packed: Tensor, setting: AttentionSetting) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The layers (N, T, T), what was walked and what was gained, (N,), of `_mean_evidence`."""
+    tokens = setting.layout.tokens
+    layers = packed[:, :-2].reshape(-1, len(setting.layout), tokens, tokens).unbind(1)
+    return list(layers), packed[:, -2], packed[:, -1]
 
 
 class _Plain(NamedTuple):

@@ -54,7 +54,7 @@ def test_less_memory_means_more_passes_and_the_same_map() -> None:
     target = torch.tensor([1, -1])
     found = {}
     for budget in (4.0, 0.5, 0.42):
-        explainer = GradientExplainer(explainee, GradientConfig(method="iia2", memory_budget=budget))
+        explainer = GradientExplainer(explainee, GradientConfig(method="iia2", memory_budget=budget, batch=8))
         found[explainer.at_once] = explainer.attribute(images, target).maps
     assert len(found) == 3
     assert 0 in found  # all points fit into 4 GiB
