@@ -35,6 +35,7 @@ class OnnxEngine:
         self.bundle = bundle
         self.providers = _resolve_providers(providers or ("cpu",))
         self.threads = threads or 0
+        self._outputs = list(_OUTPUTS)
         self._full: ort.InferenceSession | None = None
         self._classifier: ort.InferenceSession | None = None
 
@@ -53,9 +54,9 @@ class OnnxEngine:
         images = self._checked_images(images)
         if self._full is None:
             self._full = self._session(self.bundle.graph.read_bytes())
+            self._outputs = [output.name for output in self._full.get_outputs()]
         feeds = {"image": images, "target": self._checked_target(target, len(images))}
-        names = [output.name for output in self._full.get_outputs()]
-        answers = dict(zip(names, self._run(self._full, names, feeds), strict=True))
+        answers = dict(zip(self._outputs, self._run(self._full, self._outputs, feeds), strict=True))
         probabilities, chosen, mask = (answers.pop(name) for name in _OUTPUTS)
         return Explanation(probabilities=probabilities, target=chosen, mask=mask, diagnostics=answers)
 

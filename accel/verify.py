@@ -57,7 +57,7 @@ def verify_engine(engine: Engine) -> list[Check]:
         Check("prediction alone is the same", f"{predict_error:.1e}", f"≤ {BATCH_BAR:.0e}", predict_error <= BATCH_BAR),
         Check("two runs are the same", "bit-equal" if same else "different", "bit-equal", same),
         Check(
-            f"batches of {batch} equal single images",
+            f"batch of {batch} equals {batch} of 1",
             f"{batch_error:.1e}",
             f"≤ {batch_bar(parity):.0e}",
             batch_error <= batch_bar(parity),

@@ -34,6 +34,9 @@ def _torchvision(name: str, size: int, **options: Any) -> nn.Module:
 
     if name.startswith("vit"):
         options["image_size"] = size
+    if depth := options.pop("depth", 0):
+        vit: nn.Module = torchvision.models.VisionTransformer(size, 16, depth, 12, 768, 3072, num_classes=CLASSES)
+        return vit
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
     return model
 
@@ -53,7 +56,7 @@ def _transformers(size: int, depth: int = 12) -> nn.Module:
     return LogitsOnly(ViTForImageClassification(config))
 
 
-FEATURE_MAPS: dict[str, Callable[[int], nn.Module]] = {
+FEATURE_MAPS: dict[str, Callable[..., nn.Module]] = {
     "ResNet-50": partial(_torchvision, "resnet50"),
     "DenseNet-121": partial(_torchvision, "densenet121"),
     "ConvNeXt-T": partial(_torchvision, "convnext_tiny"),
@@ -65,7 +68,7 @@ FEATURE_MAPS: dict[str, Callable[[int], nn.Module]] = {
 }
 """Networks with feature maps, by the names that the papers gave them."""
 
-ATTENTION: dict[str, Callable[[int], nn.Module]] = {
+ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "ViT-B/16 (torchvision)": partial(_torchvision, "vit_b_16"),
     "ViT-B/16 (timm)": partial(_timm, "vit_base_patch16_224"),
     "ViT-B/16 (transformers)": _transformers,
@@ -86,11 +89,12 @@ def tensors(images: Uint8, spec: ImageSpec) -> Tensor:
     return (torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def build(name: str, size: int = 224, seed: int = 0) -> Explainee:
-    """An architecture of the zoo, at an input of `size` pixels a side."""
+def build(name: str, size: int = 224, seed: int = 0, depth: int = 0) -> Explainee:
+    """An architecture of the zoo, at an input of `size` pixels a side; a transformer with fewer blocks if told so."""
     torch.manual_seed(seed)
     spec = ImageSpec(size=(size, size))
-    model = (FEATURE_MAPS | ATTENTION)[name](size)
+    make = (FEATURE_MAPS | ATTENTION)[name]
+    model = make(size, depth=depth) if depth else make(size)
     _sensible(model, tensors(photographs(spec), spec))
     names = tuple(f"class {index}" for index in range(CLASSES))
     return Explainee(model.eval().requires_grad_(False), spec, names, f"zoo:{name}", "random", fingerprint(model))

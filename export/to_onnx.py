@@ -29,7 +29,13 @@ OUTPUTS = ("probabilities", "target_class", "mask")  # an ONNX output cannot be 
 
 
 def export_onnx(
-    module: nn.Module, spec: ImageSpec, path: Path, *, any_size: bool = False, diagnostics: Sequence[str] = ()
+    module: nn.Module,
+    spec: ImageSpec,
+    path: Path,
+    *,
+    any_size: bool = False,
+    diagnostics: Sequence[str] = (),
+    rewrite: bool = True,
 ) -> None:
     """Export a module of (image, target) with a dynamic batch, check the file, and write it.
 
@@ -40,6 +46,7 @@ def export_onnx(
         any_size: put the cut and the antialiased resize into the graph, so that it takes images of any height and
             width.
         diagnostics: names of further outputs, (N,) each.
+        rewrite: try PyTorch's rewrite rules on every node, which takes minutes on the graph of a gradient.
 
     Raises:
         ModelError: the model cannot be traced; the message says where.
@@ -57,13 +64,14 @@ def export_onnx(
                 input_names=["image", "target"],
                 output_names=[*OUTPUTS, *diagnostics],
                 opset_version=OPSET,
-                optimize=False,
+                optimize=rewrite,
                 verbose=False,
             )
     except Exception as error:  # whatever tracing a user's model may raise
         raise ModelError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None, "the exporter gives a program whenever it does not raise"
-    _tidy(program.model)
+    if not rewrite:
+        _tidy(program.model)
     model = program.model_proto
     for entry in model.graph.input:
         if not entry.type.tensor_type.shape.dim[0].dim_param:  # the exporter falls back on fixed sizes without a word
@@ -79,8 +87,7 @@ def export_onnx(
 def _tidy(model: onnx_ir.Model) -> None:
     """Fold constants, merge equal nodes, drop what nothing uses.
 
-    PyTorch's own ``optimize=True`` also tries its rewrite rules on every node, which takes minutes on the graph of a
-    gradient and gains nothing: ONNX Runtime and TensorRT have rules of their own.
+    What PyTorch's ``optimize=True`` does but for its rewrite rules; ONNX Runtime and TensorRT have rules of their own.
     """
     passes.InlinePass()(model)
     fold_constants(model)

@@ -214,7 +214,14 @@ def _finish(
 ) -> Bundle:
     """Export `graph`, hold it against `original_graph` in PyTorch, and move the bundle to `out`."""
     on_stage("exporting the graph")
-    export_onnx(graph, about.image_spec, folder / GRAPH_FILE, any_size=any_size, diagnostics=original_graph.diagnostics)
+    export_onnx(
+        graph,
+        about.image_spec,
+        folder / GRAPH_FILE,
+        any_size=any_size,
+        diagnostics=original_graph.diagnostics,
+        rewrite=isinstance(original_graph.explainer, LTXExplainer),
+    )
 
     def asking(who: str) -> Callable[[int], None]:
         return lambda done: on_stage(f"asking {who}: {done} of {len(images)} images")

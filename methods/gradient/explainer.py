@@ -19,7 +19,7 @@ from ..representation import linear_head, logits_of, run_from
 from ..upsample import BilinearUpsample, interpolation_matrix
 from .config import GradientConfig
 from .feature_maps import Setting, dix, grad_cam, iia2, iia3, layer_cam
-from .memory import largest_output, points_per_pass, room_of, saved_bytes
+from .memory import largest_batch, largest_output, points_per_pass, room_of, saved_bytes
 from .paths import Attribution
 from .pixels import integrated_gradients
 from .transformers import AttentionSetting, attention_rollout, dix_of_attention, gradient_rollout, iia_of_attention
@@ -233,8 +233,8 @@ class GradientExplainer(nn.Module):
             room = room_of(self.classifier, config.memory_budget, config.batch)
             found = points_per_pass(room, fixed, each, points, outer)
             self.at_once = 0 if found >= points * outer else found
-            taken = fixed * max(1, found // points) + found * each
-            self.batch = max(config.batch, min(_BATCH, int(room_of(self.classifier, config.memory_budget, 1) // taken)))
+            alone = room_of(self.classifier, config.memory_budget, 1)
+            self.batch = max(config.batch, min(_BATCH, largest_batch(alone, fixed, each, points, found)))
 
     def _integrate_pixels(self, images: Tensor, target: Tensor, maps: Any, logits: Tensor) -> Attribution:
         gained = logits_of(logits - self.nothing, target)

@@ -1,6 +1,7 @@
 """The architectures that people use: graphs against naive autograd, in ONNX Runtime, OpenVINO and TensorRT's builder.
 
-`benchmarks/architectures.py` does the same for every method at 224 pixels.
+Transformers have two blocks here. `benchmarks/architectures.py` does the same with whole ones, for more architectures
+and every method, at 224 pixels; it takes an hour and more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from architectures import check
-from zoo import build
+from zoo import ATTENTION, build
 
 from saccade.errors import ModelError, UsageError
 from saccade.methods.gradient.config import GradientConfig
@@ -19,13 +20,8 @@ SIZE = 64
 KINKS = {"ResNet-50", "DenseNet-121", "VGG-16", "MobileNetV3-L"}  # ReLU: gradients jump, so float32 is not exact
 PAIRS = [
     ("ResNet-50", "dix2"),
-    ("ResNet-50", "ig"),
-    ("DenseNet-121", "dix2"),
     ("ConvNeXt-T", "dix2"),
-    ("VGG-16", "iia2"),
-    ("EfficientNet-B0", "dix2"),
     ("MobileNetV3-L", "ig"),
-    ("Swin-T", "iia2"),
     ("ViT-B/16 (torchvision)", "gradient-rollout"),
     ("ViT-B/16 (timm)", "dix2"),
     ("ViT-B/16 (transformers)", "iia2"),
@@ -35,12 +31,12 @@ PAIRS = [
 
 @pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_the_graph_is_autograd_s_and_runs_everywhere(name: str, method: str, tmp_path: Path) -> None:
-    row = check(build(name, SIZE), method, tmp_path)
+    row = check(build(name, SIZE, depth=2 if name in ATTENTION else 0), method, tmp_path)
     assert row.graph_error <= 1e-9
     assert row.runtime_error <= (max(1e-5, 2 * row.own_error) if name in KINKS else 1e-5)
-    assert row.runtime_cosine >= 0.9999
+    assert 1 - row.runtime_cosine <= (max(1e-4, 3 * (1 - row.own_cosine)) if name in KINKS else 1e-4)
     assert row.openvino_error is not None
-    assert row.openvino_error <= max(1e-4, 3 * row.own_error)
+    assert row.openvino_error <= max(1e-4, 3 * row.own_error)  # it rounds otherwise than PyTorch
     assert row.tensorrt == "" or (name in KINKS and method == "ig" and "MaxPool" in row.tensorrt)
 
 
@@ -48,8 +44,8 @@ def test_what_does_not_fit_an_architecture_is_said() -> None:
     swin = build("Swin-T", SIZE)
     with pytest.raises(ModelError, match="Swin"):
         GradientExplainer(swin, GradientConfig(method="rollout"))
-    vit = build("ViT-B/16 (timm)", SIZE)
+    vit = build("ViT-B/16 (timm)", SIZE, depth=2)
     with pytest.raises(ModelError, match="no feature maps"):
         GradientExplainer(vit, GradientConfig(method="gradcam"))
     with pytest.raises(UsageError, match="raise --memory-budget or lower --batch"):
-        GradientExplainer(vit, GradientConfig(method="iia2", memory_budget=0.8))
+        GradientExplainer(vit, GradientConfig(method="iia2", memory_budget=0.45))

@@ -361,9 +361,8 @@ def test_an_exported_graph_takes_any_batch_with_every_rule(
 def test_a_model_that_fixes_the_batch_is_refused(tiny_explainee: Explainee, tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            first, second = image.float().mean((1, 2, 3)).chunk(2)
-            mask = (first + second)[:, None, None, None]
+            mask = image.float().reshape(2, 32 * 32 * 3).mean(1)[:, None, None, None]
             return mask, target, mask
 
-    with pytest.raises(ModelError, match=r"batch"):
+    with pytest.raises(ModelError, match=r"inferred ranges|takes? batches"):
         export_onnx(Fixed(), tiny_explainee.image_spec, tmp_path / "graph.onnx")

@@ -16,7 +16,7 @@ from saccade.methods.gradient.memory import largest_output, points_per_pass, roo
 @pytest.mark.parametrize("outer", [1, 4])
 def test_the_most_points_that_fit_are_taken(room: float, outer: int) -> None:
     fixed, each, points = 6.0, 4.0, 6  # all points of one outer point take 30
-    found = points_per_pass(room, fixed, each, points, outer)
+    found = points_per_pass(room, fixed / 2.1, each / 2.1, points, outer)  # ONNX Runtime takes 2.1 times as much
     fitting = [k for k in range(1, points + 1) if fixed + k * each <= room]
     fitting += [points * k for k in range(1, outer + 1) if k * (fixed + points * each) <= room]
     assert found == max(fitting)
@@ -24,7 +24,7 @@ def test_the_most_points_that_fit_are_taken(room: float, outer: int) -> None:
 
 def test_no_room_for_a_point_is_said() -> None:
     with pytest.raises(UsageError, match=r"raise --memory-budget or lower --batch"):
-        points_per_pass(9.9, 6, 4, 6)
+        points_per_pass(9.9, 6 / 2.1, 4 / 2.1, 6)
 
 
 def test_what_a_backward_pass_keeps_is_counted_once_and_without_the_weights() -> None:
@@ -53,7 +53,7 @@ def test_less_memory_means_more_passes_and_the_same_map() -> None:
     images = torch.randn(2, 3, *IMAGE_SPEC.size)
     target = torch.tensor([1, -1])
     found = {}
-    for budget in (4.0, 0.5, 0.42):
+    for budget in (4.0, 0.5, 0.44):
         explainer = GradientExplainer(explainee, GradientConfig(method="iia2", memory_budget=budget, batch=8))
         found[explainer.at_once] = explainer.attribute(images, target).maps
     assert len(found) == 3
