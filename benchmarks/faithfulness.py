@@ -42,7 +42,7 @@ from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 ROOT = Path(__file__).parents[1]
 FIRST = 20_000  # scenes of the test split that no setting was chosen on; 10,000 … 10,149 were used for that
 SLOW = ("sic", "aic", "sensitivity", "randomisation")  # many seconds for each scene and explainer
-SLOW_SCENES = 20
+SLOW_SCENES = 10
 GRADIENT_METHODS = {
     "scenes:resnet": ("gradcam", "layercam", "dix2", "dix3", "iia2", "iia3", "ig"),
     "scenes:vit": ("rollout", "gradient-rollout", "dix2", "iia2", "ig"),

@@ -37,6 +37,7 @@ def simplify(traced: GraphModule) -> None:
     _single_output_layer_norm(traced)
     _contiguous_inputs(traced)
     _merge_weights(traced)
+    _cut_weights(traced)
     _cancel_transposes(traced)
     traced.graph.eliminate_dead_code()
     traced.graph = fx_graph_cse(traced.graph)  # the prediction's forward pass and the explanation's are one
@@ -159,6 +160,26 @@ def _merge_weights(traced: GraphModule) -> None:
         else:
             inputs[-1].append(node)
             first[id(weight)] = node
+
+
+def _cut_weights(traced: GraphModule) -> None:
+    """Parts of a weight, as of a packed projection, become weights of their own."""
+    cuts = (aten.split.Tensor, aten.split_with_sizes.default, aten.slice.Tensor, aten.select.int, operator.getitem)
+    values: dict[Node, Any] = {}
+    for node in list(traced.graph.nodes):
+        if node.op == "get_attr" and isinstance(getattr(traced, node.target, None), Tensor):
+            values[node] = getattr(traced, node.target).detach()
+        elif node.op == "call_function" and node.target in cuts and node.args[0] in values:
+            if any(isinstance(value, Node) for value in node.args[1:]):
+                continue
+            values[node] = node.target(values[node.args[0]], *node.args[1:], **node.kwargs)
+            if isinstance(values[node], Tensor):
+                name = f"_part_{node.name}"
+                traced.register_buffer(name, values[node].contiguous())
+                with traced.graph.inserting_before(node):
+                    part = traced.graph.get_attr(name)
+                node.replace_all_uses_with(part)
+                values[part] = values[node]
 
 
 def _cancel_transposes(traced: GraphModule) -> None:
