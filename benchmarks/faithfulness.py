@@ -42,7 +42,7 @@ from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 ROOT = Path(__file__).parents[1]
 FIRST = 20_000  # scenes of the test split that no setting was chosen on; 10,000 … 10,149 were used for that
 SLOW = ("sic", "aic", "sensitivity", "randomisation")  # many seconds for each scene and explainer
-SLOW_SCENES = 10
+SLOW_SCENES = 50
 GRADIENT_METHODS = {
     "scenes:resnet": ("gradcam", "layercam", "dix2", "dix3", "iia2", "iia3", "ig"),
     "scenes:vit": ("rollout", "gradient-rollout", "dix2", "iia2", "ig"),
@@ -150,7 +150,7 @@ def whole_table(results: tuple[Evaluation, Evaluation]) -> str:
 def write_docs(results: dict[str, tuple[Evaluation, Evaluation]], data: ScenesData) -> None:
     """The page in docs/."""
     text = [
-        "# All explainers on planted scenes",
+        "# Explainers on planted scenes",
         "",
         f"{data.count} scenes of the test split from index {data.first} on, which no setting was chosen on. "
         "Explained and watched is the predicted class; removed pixels are grey (128); 16 steps; in brackets the 95 % "

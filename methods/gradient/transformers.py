@@ -156,15 +156,17 @@ def _evidence_at(
     if not plain.inputs:
         with torch.enable_grad(), AttentionTap({block: leaf}) as tap:
             logits = logits_of(setting.model(images.detach().repeat(count, 1, 1, 1).requires_grad_(True)), copied)
-        gradients = torch.autograd.grad(logits.sum(), tap.matrices)
+            whole = logits.sum()
+        gradients = torch.autograd.grad(whole, tap.matrices)
         layers = [_evidence(*pair) for pair in zip(tap.matrices, gradients, strict=True)]
         return layers, gradients[block], logits.detach()
     tokens = plain.inputs[block].detach().repeat(count, 1, 1).requires_grad_(True)
     name = setting.layout.blocks[block]
     with torch.enable_grad(), AttentionTap({block: leaf}) as tap, block_input(setting.model, name, tokens):
         logits = logits_of(setting.model(images), copied)
+        whole = logits.sum()
     after = tap.matrices[block:]
-    cotangent, *gradients = torch.autograd.grad(logits.sum(), [tokens, *after])
+    cotangent, *gradients = torch.autograd.grad(whole, [tokens, *after])
     layers = [_evidence(*pair) for pair in zip(after, gradients, strict=True)]
     return _pulled_back(plain, block, by_point(cotangent, count)) + layers, gradients[0], logits.detach()
 

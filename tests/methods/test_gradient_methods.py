@@ -616,6 +616,15 @@ def test_a_model_that_cannot_be_split_at_its_blocks_gives_the_same_maps(scenes: 
     torch.testing.assert_close(found.gap, expected.gap, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["gradient-rollout", "dix2", "iia2", "ig"])
+def test_attention_is_explained_inside_no_grad(method: str, scenes: Tensor) -> None:
+    explainer = GradientExplainer(explainee_of(vit(), IMAGE_SPEC, 10), GradientConfig(method=method, steps=2))
+    target = torch.full((len(scenes),), 3)
+    expected = explainer.attribute(scenes, target).maps
+    with torch.no_grad():
+        torch.testing.assert_close(explainer.attribute(scenes, target).maps, expected)
+
+
 def test_a_transformer_passed_in_is_untouched(scenes: Tensor) -> None:
     model = copy.deepcopy(vit()).train()
     before = fingerprint(model)
