@@ -74,8 +74,8 @@ def demo(out: Path) -> None:
         vit = _gradient_methods("scenes:vit", out, status.update, console)
         status.update("writing the page")
         models = [
-            Model("ResNet", "380,000 parameters, 96×96 pixels. LTX was trained; the others need no training.", resnet),
-            Model("Vision transformer", "900,000 parameters, 12×12 patches; its attention is explained.", vit),
+            Model("ResNet", "680,000 parameters, 96×96 pixels. LTX was trained; the others need no training.", resnet),
+            Model("Vision transformer", "940,000 parameters, 12×12 patches; its attention is explained.", vit),
         ]
         page = write_page(out / "index.html", models, *_truth(), seconds=time.perf_counter() - began)
     console.print(f"[bold]{page}[/bold] shows what was explained; open it in a browser.", highlight=False)
