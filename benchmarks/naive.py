@@ -19,9 +19,15 @@ Tail = Callable[[Tensor], Tensor]
 
 
 def naive_map(
-    method: str, model: nn.Module, image: Tensor, label: int, steps: int, layers: Sequence[str], extra: int = 1
+    method: str,
+    model: nn.Module,
+    image: Tensor,
+    label: int,
+    points: Sequence[float],
+    layers: Sequence[str],
+    extra: int = 1,
 ) -> Tensor:
-    """The raw map (h, w) of one image (1, 3, H, W), with Riemann sums of `steps + 1` points.
+    """The raw map (h, w) of one image (1, 3, H, W).
 
     Args:
         method: ``"gradcam"``, ``"ig"``, ``"dix1"`` … ``"iia3"``, ``"gradient-rollout"``, and on attention, where
@@ -29,11 +35,10 @@ def naive_map(
         model: the classifier.
         image: normalised.
         label: the class.
-        steps: of every integral.
+        points: of every integral, with equal weights.
         layers: the last one first; empty for attention.
         extra: tokens before the patches.
     """
-    points = [k / steps for k in range(steps + 1)]
     if method == "ig":
         total = sum(_gradient(model, a * image, label) for a in points)
         return (image * total / len(points)).sum(1)[0]

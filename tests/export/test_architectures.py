@@ -24,6 +24,7 @@ PAIRS = [
     ("ConvNeXt-T", "dix2"),
     ("MobileNetV3-L", "dix2"),
     ("VGG-16", "iia2"),
+    ("VGG-16", "ig"),
     ("ViT-B/16 (torchvision)", "gradient-rollout"),
     ("ViT-B/16 (timm)", "dix2"),
     ("ViT-B/16 (transformers)", "iia2"),
