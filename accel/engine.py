@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from ..contracts import Explanation, Floats, Uint8
 from ..errors import EngineError
 from .bundle import Bundle, open_bundle
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "Engine", "open_engine", "run_in_batches"]
 
 ENGINES = ("onnx",)
 
@@ -68,3 +68,24 @@ def open_engine(
 
         ensure_golden(made, made.identity)
     return made
+
+
+def run_in_batches(
+    engine: Engine,
+    images: Uint8,
+    target: NDArray[np.int64],
+    batch: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Explanation:
+    """An engine's answers for images and their classes, in batches of at most so many; `on_progress` is told the number
+    of images done.
+    """
+    parts = []
+    for start in range(0, len(images), batch):
+        parts.append(engine.run(images[start : start + batch], target[start : start + batch]))
+        on_progress(min(start + batch, len(images)))
+    return Explanation(
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        target=np.concatenate([part.target for part in parts]),
+        mask=np.concatenate([part.mask for part in parts]),
+    )

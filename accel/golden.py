@@ -8,13 +8,11 @@ import platform
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from ..contracts import Explanation
 from ..errors import ParityError
 from .bundle import file_sha256
 from .compare import max_abs
-from .engine import Engine
+from .engine import Engine, run_in_batches
 from .manifest import MANIFEST_FILE
 
 __all__ = ["compare_golden", "ensure_golden", "run_golden"]
@@ -23,15 +21,7 @@ __all__ = ["compare_golden", "ensure_golden", "run_golden"]
 def run_golden(engine: Engine, batch: int) -> Explanation:
     """An engine's answers for the golden samples, in batches of at most so many."""
     golden = engine.bundle.golden
-    parts = [
-        engine.run(golden.images[start : start + batch], golden.target[start : start + batch])
-        for start in range(0, len(golden.images), batch)
-    ]
-    return Explanation(
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        target=np.concatenate([part.target for part in parts]),
-        mask=np.concatenate([part.mask for part in parts]),
-    )
+    return run_in_batches(engine, golden.images, golden.target, batch)
 
 
 def compare_golden(engine: Engine) -> tuple[float, float]:

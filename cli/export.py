@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..accel.bundle import Bundle
-    from ..accel.manifest import ParityReport
+    from ..accel.manifest import Manifest, ParityReport
     from ..methods.gradient.config import GradientConfig
 
 __all__ = ["export"]
@@ -132,7 +132,7 @@ def export(
             )
             bundle = _export_method(config, spec, weights, classes, data, out, any_size, overwrite, status.update)
     if verbose:
-        _print_choices(bundle.manifest.parameters)
+        _print_choices(bundle.manifest)
     _print(bundle.manifest.parity, out, sum(entry.bytes for entry in bundle.manifest.files.values()))
 
 
@@ -195,16 +195,20 @@ def _list_methods() -> None:
     Console().print(table)
 
 
-def _print_choices(parameters: dict[str, Any]) -> None:
+def _print_choices(manifest: Manifest) -> None:
     """What a method chose for itself, one line each."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    for name in ("layers", "steps", "rule", "points_per_pass", "mode", "memory_budget", "batch"):
-        if name in parameters:
-            value = parameters[name]
-            shown = ", ".join(value) or "attention or pixels" if isinstance(value, list) else str(value)
-            console.print(f"{name.replace('_', ' ')}: {shown}", highlight=False)
+    for name in ("layers", "steps", "inner_steps", "rule", "points_per_pass", "mode", "memory_budget"):
+        if name not in manifest.parameters:
+            continue
+        value = manifest.parameters[name]
+        shown = ", ".join(value) or "attention or pixels" if isinstance(value, list) else str(value)
+        if name == "points_per_pass":
+            shown = str(value or "all")
+        console.print(f"{name.replace('_', ' ')}: {shown}", highlight=False)
+    console.print(f"batch: {manifest.batch}", highlight=False)
 
 
 def _print(report: ParityReport, out: Path, size: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..accel.compare import change_between, cosine, max_abs, spearman, top_iou
-from ..accel.engine import Engine
+from ..accel.engine import Engine, run_in_batches
 from ..accel.manifest import ParityReport
 from ..accel.verify import INPUT_DEPENDENCE_BAR, batch_bar
 from ..contracts import Explanation, Uint8
@@ -21,6 +21,7 @@ from .graph import ExplainerGraph
 
 __all__ = [
     "BATCHES",
+    "FEW",
     "MASK_BAR",
     "MIN_IMAGES",
     "error_of_float32",
@@ -34,7 +35,7 @@ BATCHES = (1, 2, 7, 16)
 MIN_IMAGES = 16
 MASK_BAR = 1e-4
 WORST = 4  # images whose error in float32 is measured
-FEW = 4  # images that every batch size, the second run and the other class are tried with
+FEW = 4  # images that batch sizes, the second run and the other class are tried with where a method takes many passes
 COSINE_BAR = 0.9999  # where float32 itself is not exact enough for the bar above
 
 
@@ -69,12 +70,10 @@ def measure_parity(
     target: NDArray[np.int64] | None = None,
     own_error: Callable[[Uint8, NDArray[np.int64]], float] | None = None,
     batches: Sequence[int] = BATCHES,
+    few: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> ParityReport:
     """Compare an engine with the original, image by image; the report keeps the worst.
-
-    All images run in the largest batch; in the others as many as fill one, so that methods of many passes are proven
-    in reasonable time.
 
     Args:
         engine: holds the exported graph.
@@ -86,6 +85,8 @@ def measure_parity(
             PyTorch's than the usual bar, they may be three times as far as that: twice as far as PyTorch from the
             exact masks.
         batches: batch sizes to run.
+        few: all images run in the largest batch; in the others, a second time, and for another class only this many,
+            and as many as fill a batch; default all.
         on_progress: told the number of images done, of about `images`.
 
     Raises:
@@ -96,17 +97,18 @@ def measure_parity(
             f"the parity gate needs at least {MIN_IMAGES} images and got {len(images)}; give more with --data"
         )
     asked = np.full(len(images), -1, dtype=np.int64) if target is None else target
-    reference = _run(engine, images, asked, max(batches), on_progress)
+    some = len(images) if few is None else few
+    reference = run_in_batches(engine, images, asked, max(batches), on_progress)
     runs = [reference] + [
-        _run(engine, images[: max(batch, FEW)], asked[: max(batch, FEW)], batch)
+        run_in_batches(engine, images[: max(batch, some)], asked[: max(batch, some)], batch)
         for batch in sorted(batches, reverse=True)[1:]
     ]
-    again = _run(engine, images[: len(runs[-1])], asked[: len(runs[-1])], min(batches))
+    again = run_in_batches(engine, images[: len(runs[-1])], asked[: len(runs[-1])], min(batches))
     target_dependence = None
     if class_specific:
         classes = original.probabilities.shape[1]
-        other = engine.run(images[:FEW], (original.target[:FEW] + 1) % classes)
-        target_dependence = float(np.median(max_abs(other.mask, reference.mask[:FEW])))
+        other = run_in_batches(engine, images[:some], (original.target[:some] + 1) % classes, max(batches))
+        target_dependence = float(np.median(max_abs(other.mask, reference.mask[:some])))
     errors = max_abs(reference.mask, original.mask)
     for run in runs[1:]:
         errors[: len(run)] = np.maximum(errors[: len(run)], max_abs(run.mask, original.mask[: len(run)]))
@@ -191,21 +193,3 @@ def error_of_float32(explainer: GradientExplainer, images: Uint8, target: NDArra
         found = explainer(normalised.float(), asked)[2].double()
         largest = max(largest, float((found - exact(normalised, asked)[2]).abs().max()))
     return largest
-
-
-def _run(
-    engine: Engine,
-    images: Uint8,
-    target: NDArray[np.int64],
-    batch: int,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> Explanation:
-    parts = []
-    for start in range(0, len(images), batch):
-        parts.append(engine.run(images[start : start + batch], target[start : start + batch]))
-        on_progress(start + len(parts[-1]))
-    return Explanation(
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        target=np.concatenate([part.target for part in parts]),
-        mask=np.concatenate([part.mask for part in parts]),
-    )

@@ -29,7 +29,7 @@ from ..methods.gradient.explainer import GradientExplainer
 from ..methods.ltx.checkpoint import CheckpointRecord
 from ..methods.ltx.model import LTXExplainer
 from .graph import ExplainerGraph, TracedExplainer
-from .parity import BATCHES, error_of_float32, explain_in_torch, measure_parity, require_parity
+from .parity import BATCHES, FEW, error_of_float32, explain_in_torch, measure_parity, require_parity
 from .to_onnx import OPSET, export_onnx
 
 __all__ = ["GOLDEN_COUNT", "export_gradient", "export_ltx"]
@@ -65,6 +65,7 @@ class _About:
     explainee: dict[str, str]
     own_error: Callable[[Uint8, NDArray[np.int64]], float] | None = None
     batches: Sequence[int] = BATCHES
+    few: int | None = None
     batch: int = 8
 
 
@@ -151,7 +152,7 @@ def export_gradient(
             name=f"{explainee.spec} explained by {METHODS[config.method].partition(':')[0].partition(' (')[0]}",
             method=config.method,
             parameters={
-                **asdict(config),
+                **{name: value for name, value in asdict(config).items() if name != "batch"},
                 "layers": list(explainer.layers),
                 "steps": explainer.steps,
                 "inner_steps": config.inner_steps_of(explainer.on_attention),
@@ -168,6 +169,7 @@ def export_gradient(
             },
             own_error=partial(error_of_float32, explainer),
             batches=sorted({1, 2, min(7, explainer.batch), explainer.batch}),
+            few=FEW if config.integrates else None,
             batch=explainer.batch,
         )
         on_stage("tracing the gradients")
@@ -241,6 +243,7 @@ def _finish(
         class_specific=about.class_specific,
         own_error=about.own_error,
         batches=about.batches,
+        few=about.few,
         on_progress=asking("ONNX Runtime"),
     )
     require_parity(report)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision_on_cpu
+from random_weights import randomise
 from torch import Tensor, nn
 
 from saccade.contracts import ImageSpec
@@ -37,22 +38,6 @@ class TinyCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.pool(self.late(self.early(x))).flatten(1))
         return logits
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights with sensible batch-norm statistics, so that maps and logits are of the order of one."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            fan_in = module.weight[0].numel()
-            with torch.no_grad():
-                module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-                if module.bias is not None:
-                    module.bias.normal_(0, 0.1, generator=generator)
-    return model.eval()
 
 
 def build_tiny() -> nn.Module:

@@ -103,6 +103,11 @@ class GradientConfig:
         return self.rule or ("gauss" if self.preset == "fast" else "riemann")
 
     @property
+    def integrates(self) -> bool:
+        """The method takes a pass for each of many points."""
+        return self.method in _STEPS
+
+    @property
     def class_specific(self) -> bool:
         """The map depends on the class."""
         return self.method != "rollout"

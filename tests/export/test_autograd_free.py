@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
+from random_weights import randomise
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -120,18 +121,9 @@ MIDDLES: dict[str, Layers] = {
 }
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
-                if module.bias is not None:
-                    module.bias.normal_(0, 0.2, generator=generator)
-            elif isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
-                module.weight.normal_(1, 0.2, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-    return model.double().eval()
+def exact(model: nn.Module) -> nn.Module:
+    """Random weights, in float64."""
+    return randomise(model).double()
 
 
 def explainer_of(model: nn.Module, spec: ImageSpec, classes: int, config: GradientConfig) -> GradientExplainer:
@@ -188,7 +180,7 @@ def gradient_through(layers: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tens
 
 @pytest.mark.parametrize("name", list(MIDDLES))
 def test_the_gradient_through_layers_becomes_a_graph_for_any_batch(name: str) -> None:
-    function = gradient_through(randomised(nn.Sequential(*MIDDLES[name]())).requires_grad_(False))
+    function = gradient_through(exact(nn.Sequential(*MIDDLES[name]())).requires_grad_(False))
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(2, 8, 8, 8, dtype=torch.float64, generator=generator)
     before = example.clone()
@@ -205,7 +197,7 @@ def test_the_gradient_through_layers_becomes_a_graph_for_any_batch(name: str) ->
 
 # fails: a graph that was traced on contiguous inputs has views that an input with channels last does not allow
 def test_a_graph_takes_images_with_channels_last() -> None:
-    function = gradient_through(randomised(nn.MaxPool2d(3, 2, 1)))
+    function = gradient_through(exact(nn.MaxPool2d(3, 2, 1)))
     graph = trace_autograd_free(function, (torch.randn(2, 8, 8, 8, dtype=torch.float64),))
     images = torch.randn(3, 8, 8, 8, dtype=torch.float64)
     for mine, theirs in zip(graph(images.contiguous(memory_format=torch.channels_last)), function(images), strict=True):
@@ -222,7 +214,7 @@ FAMILIES: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_the_graph_of_an_explainer_computes_what_autograd_does_for_any_batch(name: str) -> None:
-    model = randomised(Net([layer for part in FAMILIES[name] for layer in MIDDLES[part]()]))
+    model = exact(Net([layer for part in FAMILIES[name] for layer in MIDDLES[part]()]))
     config = GradientConfig(method="dix2", steps=2, layers=("middle", "stem"))
     explainer = explainer_of(model, ImageSpec(size=(32, 32)), 5, config)
     graph = traced(explainer, 32)
@@ -244,7 +236,7 @@ def test_methods_on_maps_become_a_graph(linear: bool, config: GradientConfig) ->
     model = Net(MIDDLES["strided conv"]())
     if linear:
         model.head = nn.Sequential(nn.Linear(10, 5))
-    explainer = explainer_of(randomised(model), SPEC, 5, config)
+    explainer = explainer_of(exact(model), SPEC, 5, config)
     graph = traced(explainer)
     assert_only_pure_forward_operators(graph)
     assert_graph_equals_eager(graph, explainer)
@@ -253,7 +245,7 @@ def test_methods_on_maps_become_a_graph(linear: bool, config: GradientConfig) ->
 @pytest.mark.parametrize("method", ["dix1"])
 def test_methods_on_attention_become_a_graph(method: str) -> None:
     torch.manual_seed(0)
-    model = randomised(ScenesViT(width=16, depth=2, heads=2))
+    model = exact(ScenesViT(width=16, depth=2, heads=2))
     explainer = explainer_of(model, IMAGE_SPEC, 10, GradientConfig(method=method, steps=1))
     graph = traced(explainer, 96)
     assert_only_pure_forward_operators(graph)
@@ -265,7 +257,7 @@ def test_what_lies_before_a_replaced_layer_is_in_the_graph_once(middle: str) -> 
     """Plain run: stem, middle and last. Last layer's path: the head alone. Earlier layer's path: last, and its
     gradient.
     """
-    model = randomised(Net(MIDDLES[middle]()))
+    model = exact(Net(MIDDLES[middle]()))
     config = GradientConfig(method="dix2", steps=2, layers=("last", "middle"))
     once = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     assert convolutions(traced(explainer_of(model, SPEC, 5, config))) == once + 2
@@ -299,7 +291,7 @@ def test_a_model_whose_control_flow_depends_on_data_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x if bool(x.mean() > 0) else -x)
 
-    model = randomised(Picky(MIDDLES["gelu"]()))
+    model = exact(Picky(MIDDLES["gelu"]()))
     with pytest.raises(ModelError, match=r"cannot be traced: .*\(in forward, test_autograd_free.py, line \d+\)"):
         traced(explainer_of(model, SPEC, 5, GradientConfig(method="ig", steps=2)))
 

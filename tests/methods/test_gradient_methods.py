@@ -11,6 +11,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from random_weights import randomise
 from torch import Tensor, nn
 
 from saccade.contracts import ImageSpec
@@ -56,27 +57,14 @@ class ThreeStages(nn.Module):
         return self.last(self.three(self.two(self.one(x))))
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
-                if module.bias is not None:
-                    module.bias.normal_(0, 0.2, generator=generator)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.2, generator=generator)
-                module.running_var.uniform_(0.3, 1, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-            elif isinstance(module, nn.LayerNorm):
-                module.weight.normal_(1, 0.2, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-    return model.double().eval()
+def exact(model: nn.Module) -> nn.Module:
+    """Random weights, in float64."""
+    return randomise(model).double()
 
 
 @cache
 def cnn(head: str) -> ThreeStages:
-    model = randomised(ThreeStages(head))
+    model = exact(ThreeStages(head))
     assert isinstance(model, ThreeStages)
     return model
 
@@ -84,7 +72,7 @@ def cnn(head: str) -> ThreeStages:
 @cache
 def vit() -> ScenesViT:
     torch.manual_seed(0)
-    model = randomised(ScenesViT(width=32, depth=3, heads=2))
+    model = exact(ScenesViT(width=32, depth=3, heads=2))
     assert isinstance(model, ScenesViT)
     return model
 
@@ -767,7 +755,7 @@ class Branch(ThreeStages):
 
 
 def test_a_layer_inside_a_branch_is_refused_where_its_path_cannot_run(images: Tensor, target: Tensor) -> None:
-    model = randomised(Branch())
+    model = exact(Branch())
     explainer = GradientExplainer(explainee_of(model), GradientConfig(method="dix1", layers=("inside",), steps=STEPS))
     with pytest.raises(ModelError, match="'inside' lies inside a branch"):
         explainer.attribute(images, target)
