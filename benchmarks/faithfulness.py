@@ -98,6 +98,7 @@ def evaluate_model(
         for method in methods:
             target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / method
             config = GradientConfig(method=method, preset="fast")
+            progress.console.print(f"{spec}: exporting {method}")
             images = sample_images(SCENES, explainee.image_spec)
             engine = open_engine(export_gradient(explainee, config, images, target))
             contenders.append(bundle_contender(engine, stack))

@@ -21,7 +21,7 @@ from torch import nn
 from ..accel.bundle import Bundle, file_sha256
 from ..accel.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, FileEntry, Manifest, ParityReport
 from ..accel.onnx_engine import OnnxEngine
-from ..contracts import Explanation, ImageSpec, Uint8
+from ..contracts import Explanation, Floats, ImageSpec, Uint8
 from ..errors import OutputError
 from ..methods.explainee import Explainee, guest
 from ..methods.gradient.config import METHODS, GradientConfig
@@ -63,7 +63,7 @@ class _About:
     image_spec: ImageSpec
     class_names: tuple[str, ...]
     explainee: dict[str, str]
-    own_error: Callable[[Uint8, NDArray[np.int64]], float] | None = None
+    own_error: Callable[[Uint8, NDArray[np.int64], Floats], float] | None = None
     batches: Sequence[int] = BATCHES
     few: int | None = None
     batch: int = 8

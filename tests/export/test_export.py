@@ -16,10 +16,13 @@ from saccade.accel.image import resize_image
 from saccade.contracts import Explanation, ImageSpec
 from saccade.errors import OutputError, ParityError, UsageError
 from saccade.evaluate.scene_material import load_photograph
-from saccade.export.parity import explain_in_torch, failures, measure_parity, require_parity
+from saccade.export.graph import ExplainerGraph
+from saccade.export.parity import error_of_float32, explain_in_torch, failures, measure_parity, require_parity
 from saccade.export.resize_graph import prepend_resize
 from saccade.export.write_bundle import export_ltx
 from saccade.methods.explainee import Explainee
+from saccade.methods.gradient.config import GradientConfig
+from saccade.methods.gradient.explainer import GradientExplainer
 from saccade.methods.ltx.checkpoint import CheckpointRecord
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
@@ -146,6 +149,19 @@ def test_the_gate_sees_each_difference(
     doctored = measure_parity(open_engine(bundle), images, change(original), class_specific=False)
     with pytest.raises(ParityError, match=words):
         require_parity(doctored)
+
+
+def test_pytorch_s_own_error_is_that_of_the_masks_that_the_graph_is_held_against(
+    tiny_explainee: Explainee, images: np.ndarray
+) -> None:
+    explainer = GradientExplainer(tiny_explainee, GradientConfig(method="ig", steps=3))
+    target = np.arange(4) % 5
+    original = explain_in_torch(ExplainerGraph(explainer), images[:4], target)
+    small = error_of_float32(explainer, images[:4], target, original.mask)
+    assert 0 < small < 1e-3
+    flipped = original.mask.copy()  # as where the batch rounds to the other side of a kink
+    flipped[2, 0, 5, 7] += 0.02
+    assert error_of_float32(explainer, images[:4], target, flipped) == pytest.approx(0.02, abs=small)
 
 
 def test_the_gate_needs_sixteen_images(explainer: LTXExplainer, images: np.ndarray, tmp_path: Path) -> None:
