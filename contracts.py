@@ -76,8 +76,9 @@ class Explanation:
 
     Attributes:
         probabilities: float32 (N, K), softmax over the classes.
-        target: int64 (N,), the class that each mask explains.
-        mask: float32 (N, 1, H, W) in [0, 1]; 1 keeps the pixel, 0 replaces it by the baseline.
+        target: int64 (N,), the class that each mask explains; (N, T) where several were asked for.
+        mask: float32 (N, 1, H, W), or (N, T, H, W) for several classes, in [0, 1]; 1 keeps the pixel, 0 replaces it by
+            the baseline.
         map: the raw attribution, where a method has one besides the mask.
         diagnostics: numbers that the method gives about itself, (N,) each, such as ``"completeness_gap"``: how far the
             quadrature of a path method is from the integral, 0 for exact.

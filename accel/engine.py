@@ -25,7 +25,14 @@ class Engine(Protocol):
     name: str
 
     def run(self, images: Uint8, target: NDArray[np.int64] | int | None = None) -> Explanation:
-        """Predict and explain; target is a class index per image, one for all, or None (-1) for the predicted class."""
+        """Predict and explain.
+
+        Args:
+            images: see above.
+            target: a class index per image (N,), one for all, several per image (N, T), or None; -1 is the predicted
+                class. Several give masks (N, T, H, W); where the manifest says `several_targets` they cost hardly more
+                than one, else as much as so many images.
+        """
         ...
 
     def probabilities(self, images: Uint8) -> Floats:

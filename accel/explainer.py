@@ -39,20 +39,22 @@ class Explainer:
         self,
         images: Iterable[ImageSource] | ImageSource,
         *,
-        target: str | int | None = None,
+        target: str | int | Sequence[str | int] | None = None,
         batch_size: int | None = None,
     ) -> list[ImageExplanation]:
         """Predict and explain.
 
         Args:
             images: one image or several; arrays are uint8 (H, W, 3), or (N, H, W, 3) for several.
-            target: class name or index; None for the predicted class.
+            target: class name or index; None for the predicted class. Several in a list give an answer for each, one
+                after the other for every image.
             batch_size: images that go through the engine together; None takes the bundle's own.
 
         Raises:
             ImageError: one of them cannot be read. Use `saccade.explain_images` to go on with the others.
         """
-        config = PipelineConfig(batch_size=batch_size, target=self.bundle.target_index(target))
+        asked = [target] if target is None or isinstance(target, (str, int)) else target
+        config = PipelineConfig(batch_size=batch_size, targets=tuple(self.bundle.target_index(one) for one in asked))
         results = []
         for result in explain_images(self.engine, _as_sources(images), config):
             if isinstance(result, Failure):

@@ -40,7 +40,7 @@ class ParityReport(_Record):
         mask_top10_iou: smallest overlap of the top 10 % pixels of any image's mask.
         probabilities_max_abs: largest difference of any probability.
         targets_equal: the class explained is the same for every image.
-        batch_max_abs: largest difference between one image's mask alone and in a batch.
+        batch_max_abs: largest difference between one image's mask alone and in a batch, or beside another class's.
         deterministic: two runs gave the same bits.
         input_dependence: median over images of the largest change of the mask from one image to the next; a graph whose
             map was frozen at export has 0.
@@ -75,6 +75,8 @@ class Manifest(_Record):
         method: ``"ltx"``, … .
         parameters: every setting of the method.
         class_specific: the mask depends on the target class; if not, it explains the predicted class whatever is asked.
+        several_targets: the graph takes targets (N, T) and gives masks (N, T, H, W): the classes of one image share all
+            but the last step.
         image: how an image becomes the model's input.
         any_size: the graph resizes inside and takes images of any size.
         mask_size: (height, width) of the mask that the graph gives.
@@ -93,6 +95,7 @@ class Manifest(_Record):
     method: str
     parameters: dict[str, Any]
     class_specific: bool
+    several_targets: bool = False
     image: ImageSpec
     any_size: bool = False
     mask_size: tuple[int, int]

@@ -55,10 +55,20 @@ class OnnxEngine:
         if self._full is None:
             self._full = self._session(self.bundle.graph.read_bytes())
             self._outputs = [output.name for output in self._full.get_outputs()]
-        feeds = {"image": images, "target": self._checked_target(target, len(images))}
-        answers = dict(zip(self._outputs, self._run(self._full, self._outputs, feeds), strict=True))
+        classes = self._checked_target(target, len(images))
+        if self.bundle.manifest.several_targets:
+            asked = classes.reshape(len(images), -1)
+        elif classes.ndim == 2:
+            return self._one_after_the_other(images, classes)
+        else:
+            asked = classes
+        answers = dict(
+            zip(self._outputs, self._run(self._full, self._outputs, {"image": images, "target": asked}), strict=True)
+        )
         probabilities, chosen, mask = (answers.pop(name) for name in _OUTPUTS)
-        return Explanation(probabilities=probabilities, target=chosen, mask=mask, diagnostics=answers)
+        return Explanation(
+            probabilities=probabilities, target=chosen.reshape(classes.shape), mask=mask, diagnostics=answers
+        )
 
     def probabilities(self, images: Uint8) -> Floats:
         """Predict a batch, (N, K), by a second graph cut out of the same file; see `Engine.probabilities`."""
@@ -67,6 +77,18 @@ class OnnxEngine:
             self._classifier = self._session(prune_onnx(self.bundle.graph.read_bytes(), ("probabilities",)))
         (probabilities,) = self._run(self._classifier, ("probabilities",), {"image": images})
         return np.asarray(probabilities)
+
+    def _one_after_the_other(self, images: Uint8, classes: NDArray[np.int64]) -> Explanation:
+        """Several classes of each image by a graph that takes one."""
+        parts = [self.run(images, column) for column in classes.T]
+        return Explanation(
+            probabilities=parts[0].probabilities,
+            target=np.stack([part.target for part in parts], 1),
+            mask=np.concatenate([part.mask for part in parts], 1),
+            diagnostics={
+                name: np.stack([part.diagnostics[name] for part in parts], 1) for name in parts[0].diagnostics
+            },
+        )
 
     def _session(self, graph: bytes) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -121,14 +143,18 @@ class OnnxEngine:
         if target is None:
             return np.full(count, -1, dtype=np.int64)
         chosen = np.asarray(target)
-        if chosen.dtype.kind not in "iu" or chosen.shape not in ((), (count,)):
+        several = chosen.ndim == 2 and len(chosen) == count and chosen.shape[1] > 0
+        if chosen.dtype.kind not in "iu" or not (several or chosen.shape in ((), (count,))):
             raise UsageError(
-                f"target is one class index, or one for each of the {count} images, not {chosen.dtype} {chosen.shape}"
+                f"target is one class index, or one for each of the {count} images, or several for each (N, T); not "
+                f"{chosen.dtype} {chosen.shape}"
             )
+        if several and not self.bundle.manifest.class_specific:
+            raise UsageError("this bundle explains the predicted class only; ask for no other, or export it anew")
         classes = len(self.bundle.manifest.class_names)
         if chosen.size and (chosen.min() < -1 or chosen.max() >= classes):
             raise UsageError(f"target classes go from 0 to {classes - 1}, or -1 for the predicted class; not {target}")
-        return np.array(np.broadcast_to(chosen, (count,)), dtype=np.int64)
+        return np.array(chosen if several else np.broadcast_to(chosen, (count,)), dtype=np.int64)
 
 
 def _resolve_providers(names: Sequence[str]) -> list[str]:

@@ -26,17 +26,19 @@ class PipelineConfig:
 
     Attributes:
         batch_size: images that go through the engine together; None takes the bundle's own.
-        target: class index to explain for every image; -1 for the predicted class.
+        targets: class indices to explain for every image, each an answer of its own; -1 for the predicted class.
         decode_threads: threads that load images.
         max_pixels: an image with more is refused.
     """
 
     batch_size: int | None = None
-    target: int = -1
+    targets: tuple[int, ...] = (-1,)
     decode_threads: int = 2
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
+        if not self.targets:
+            raise UsageError("there is at least one target class; -1 is the predicted one")
         if (self.batch_size is not None and self.batch_size < 1) or self.decode_threads < 1:
             raise UsageError("batch size and decode threads are at least 1")
 
@@ -62,38 +64,43 @@ def explain_images(
             waiting.append(item)
             if len(waiting) < size:
                 continue
-            yield from _explain_batch(engine, waiting, config.target)
+            yield from _explain_batch(engine, waiting, config.targets)
             waiting = []
             continue
         if waiting:
-            yield from _explain_batch(engine, waiting, config.target)
+            yield from _explain_batch(engine, waiting, config.targets)
             waiting = []
         if isinstance(item, Failure):
             yield item
         else:
             waiting = [item]
     if waiting:
-        yield from _explain_batch(engine, waiting, config.target)
+        yield from _explain_batch(engine, waiting, config.targets)
 
 
-def _explain_batch(engine: Engine, batch: list[_Loaded], target: int) -> Iterator[ImageExplanation]:
+def _explain_batch(engine: Engine, batch: list[_Loaded], targets: tuple[int, ...]) -> Iterator[ImageExplanation]:
     manifest = engine.bundle.manifest
     began = time.perf_counter()
-    answer = engine.run(np.stack([item.pixels for item in batch]), target)
-    milliseconds = (time.perf_counter() - began) * 1e3 / len(batch)
+    images = np.stack([item.pixels for item in batch])
+    one = len(targets) == 1
+    answer = engine.run(images, targets[0] if one else np.tile(np.array(targets, dtype=np.int64), (len(batch), 1)))
+    milliseconds = (time.perf_counter() - began) * 1e3 / (len(batch) * len(targets))
     for index, item in enumerate(batch):
-        yield ImageExplanation(
-            source=item.source,
-            image=item.image,
-            probabilities=answer.probabilities[index],
-            target=int(answer.target[index]),
-            class_names=manifest.class_names,
-            mask=answer.mask[index, 0],
-            spec=manifest.image,
-            class_specific=manifest.class_specific,
-            milliseconds=milliseconds,
-            diagnostics={name: float(values[index]) for name, values in answer.diagnostics.items()},
-        )
+        for place in range(len(targets)):
+            here = (index,) if one else (index, place)
+            yield ImageExplanation(
+                source=item.source,
+                image=item.image,
+                probabilities=answer.probabilities[index],
+                target=int(answer.target[here]),
+                class_names=manifest.class_names,
+                mask=answer.mask[index, place],
+                spec=manifest.image,
+                class_specific=manifest.class_specific,
+                milliseconds=milliseconds,
+                diagnostics={name: float(values[here]) for name, values in answer.diagnostics.items()},
+                one_of_several=not one,
+            )
 
 
 def _load_ahead(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ class ImageExplanation:
         class_specific: the mask is about `target`; if not, it is about the predicted class whatever was asked.
         milliseconds: the engine's time for this image's batch, divided by the batch.
         diagnostics: what the method says about itself, see `Explanation`.
+        one_of_several: other classes of the same image are explained too, so that its files are named by the class.
     """
 
     source: str
@@ -49,6 +51,7 @@ class ImageExplanation:
     class_specific: bool
     milliseconds: float
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    one_of_several: bool = False
 
     @property
     def class_name(self) -> str:
@@ -134,8 +137,9 @@ class Failure:
 class ResultWriter:
     """Writes results into a folder: pictures per image and one line of JSON each in ``results.jsonl``.
 
-    Files get the image's name; a second image of the same name gets ``-2`` and so on. A file is written under a
-    temporary name and then renamed, so none is ever half-written. `results.jsonl` is put in place by `close`.
+    Files get the image's name, and the class's where several are explained; a second image of the same name gets ``-2``
+    and so on. A file is written under a temporary name and then renamed, so none is ever half-written. `results.jsonl`
+    is put in place by `close`.
 
     Args:
         folder: made if it does not exist.
@@ -167,7 +171,7 @@ class ResultWriter:
         record = result.record()
         try:
             if isinstance(result, ImageExplanation):
-                stem = self._stem(result.source)
+                stem = self._stem(result)
                 record["files"] = {kind: self._write_one(kind, stem, result) for kind in self.formats}
             self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
@@ -207,8 +211,10 @@ class ResultWriter:
             partial.unlink(missing_ok=True)
         return name
 
-    def _stem(self, source: str) -> str:
-        stem = Path(source).stem or "image"
+    def _stem(self, result: ImageExplanation) -> str:
+        stem = Path(result.source).stem or "image"
+        if result.one_of_several:
+            stem += "." + re.sub(r"[^\w-]+", "-", result.class_name)
         while len(os.fsencode(stem)) > _LONGEST_STEM:
             stem = stem[:-1]
         name, count = stem, self._used.get(stem, 1)

@@ -23,7 +23,13 @@ __all__ = ["explain"]
 @click.option(
     "--bundle", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle that explains."
 )
-@click.option("--target", metavar="NAME|INDEX", help="Class to explain. [default: the predicted class]")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME|INDEX",
+    help="Class to explain; repeat for several. [default: the predicted class]",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -58,7 +64,7 @@ __all__ = ["explain"]
 def explain(
     paths: tuple[Path, ...],
     bundle: Path,
-    target: str | None,
+    targets: tuple[str, ...],
     out: Path | None,
     formats: tuple[str, ...],
     batch_size: int | None,
@@ -78,6 +84,7 @@ def explain(
       saccade explain cat.jpg --bundle bundle
       saccade explain photos/ --bundle bundle --out explained --format overlay --format npz
       saccade explain cat.jpg --bundle bundle --json | jq .class
+      saccade explain pets.jpg --bundle bundle --target cat --target dog
     """
     from PIL import Image
 
@@ -85,26 +92,29 @@ def explain(
     from ..accel.image import find_images
     from ..accel.pipeline import PipelineConfig, explain_images
     from ..accel.results import Failure, ResultWriter
+    from ..errors import UsageError
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     files = find_images(list(paths))
     running = open_engine(bundle, engine, providers=providers or None, threads=threads)
     manifest = running.bundle.manifest
-    index = running.bundle.target_index(target)
-    if index >= 0 and not manifest.class_specific:
+    indices = tuple(running.bundle.target_index(target) for target in targets) or (-1,)
+    if max(indices) >= 0 and not manifest.class_specific:
+        if len(indices) > 1:
+            raise UsageError("this explainer explains the predicted class only; leave out --target")
         click.echo(
             "Note: this explainer explains the predicted class only; its masks show the evidence for the prediction; "
-            f"the probability is that of '{manifest.class_names[index]}'.",
+            f"the probability is that of '{manifest.class_names[indices[0]]}'.",
             err=True,
         )
-    config = PipelineConfig(batch_size=batch_size, target=index, max_pixels=int(max_megapixels * 1e6))
+    config = PipelineConfig(batch_size=batch_size, targets=indices, max_pixels=int(max_megapixels * 1e6))
     folder = out or (None if as_json else Path("explanations"))
     writer = ResultWriter(folder, formats) if folder else None
     failed = done = 0
     shown: list[ImageExplanation] = []
     try:
         with _progress(len(files), quiet=as_json) as progress:
-            bar = progress.add_task("explaining", total=len(files))
+            bar = progress.add_task("explaining", total=len(files) * len(indices))
             for result in explain_images(running, files, config):
                 record = writer.write(result) if writer else result.record()
                 if as_json:

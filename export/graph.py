@@ -42,20 +42,29 @@ class ExplainerGraph(nn.Module):
         """Names of what the graph gives besides probabilities, class and mask."""
         return ("completeness_gap",) if getattr(self.explainer, "has_gap", False) else ()
 
+    @property
+    def several_targets(self) -> bool:
+        """One pass answers for several classes of each image."""
+        return isinstance(self.explainer, LTXExplainer) and self.explainer.class_specific
+
     def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """Predict and explain.
 
         Args:
             image: uint8 (N, H, W, 3), at the model's size.
-            target: int64 (N,), the class to explain; negative for the predicted class.
+            target: int64 (N,), the class to explain; negative for the predicted class. Of an explainer that takes
+                `several_targets` (N, T).
 
         Returns:
-            probabilities (N, K); the class explained, int64 (N,); mask (N, 1, H, W) in [0, 1], 1 keeps the pixel;
-            and what `diagnostics` names.
+            probabilities (N, K); the class explained, int64, of the target's shape; mask (N, T, H, W) in [0, 1], 1
+            keeps the pixel, T = 1 but for several targets; and what `diagnostics` names.
         """
         pixels = (image.float() / 255).permute(0, 3, 1, 2)  # TensorRT casts uint8 but moves no axes of it
         normalised = self.explainer.explainee.normalise(pixels)
         if isinstance(self.explainer, LTXExplainer):
+            if self.several_targets:
+                found = self.explainer.predict(normalised, target)
+                return found.logits.softmax(1), found.target, self.explainer.mask(found)
             logits, mask = self.explainer(normalised)
             return logits.softmax(1), torch.where(target < 0, logits.argmax(1), target), mask
         logits, chosen, mask, gap = self.explainer(normalised, target)

@@ -54,8 +54,10 @@ def explain_in_torch(
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
             image = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
-            answers = graph(image, torch.from_numpy(asked[start : start + batch_size]))
-            parts.append([value.numpy() for value in answers[:3]])
+            classes = torch.from_numpy(asked[start : start + batch_size])
+            answers = graph(image, classes[:, None] if graph.several_targets else classes)
+            probabilities, chosen, mask = (value.numpy() for value in answers[:3])
+            parts.append((probabilities, chosen.reshape(-1), mask))
             on_progress(start + len(image))
     probabilities, target, mask = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Explanation(probabilities=probabilities, target=target, mask=mask)
@@ -112,6 +114,7 @@ def measure_parity(
     errors = max_abs(reference.mask, original.mask)
     for run in runs[1:]:
         errors[: len(run)] = np.maximum(errors[: len(run)], max_abs(run.mask, original.mask[: len(run)]))
+    together = _beside_another(engine, images[:some], asked[:some], original, reference.mask[:some], max(batches))
     bar = MASK_BAR
     if own_error is not None and errors.max() > MASK_BAR:
         worst = np.argsort(-errors)[:WORST]
@@ -130,7 +133,7 @@ def measure_parity(
             float(max_abs(run.probabilities, original.probabilities[: len(run)]).max()) for run in runs
         ),
         targets_equal=all(np.array_equal(run.target, original.target[: len(run)]) for run in runs),
-        batch_max_abs=max(float(max_abs(run.mask, reference.mask[: len(run)]).max()) for run in runs),
+        batch_max_abs=max(together, *(float(max_abs(run.mask, reference.mask[: len(run)]).max()) for run in runs)),
         deterministic=np.array_equal(again.mask, runs[-1].mask)
         and np.array_equal(again.probabilities, runs[-1].probabilities),
         input_dependence=float(np.median(change_between(reference.mask))),
@@ -200,3 +203,15 @@ def error_of_float32(explainer: GradientExplainer, images: Uint8, target: NDArra
         for found in (explainer(normalised.float(), asked)[2], torch.from_numpy(mask)[None]):
             largest = max(largest, float((found.double() - expected).abs().max()))
     return largest
+
+
+def _beside_another(
+    engine: Engine, images: Uint8, asked: NDArray[np.int64], original: Explanation, masks: Floats, batch: int
+) -> float:
+    """The largest difference between masks alone and beside that of another class; 0 where one pass answers for one."""
+    if not engine.bundle.manifest.several_targets:
+        return 0.0
+    other = (original.target[: len(images)] + 1) % original.probabilities.shape[1]
+    both = run_in_batches(engine, images, np.stack([asked, other], 1), batch).mask
+    alone = run_in_batches(engine, images, other, batch).mask
+    return float(np.abs(both - np.concatenate([masks, alone], 1)).max())

@@ -36,6 +36,7 @@ def export_onnx(
     any_size: bool = False,
     diagnostics: Sequence[str] = (),
     rewrite: bool = True,
+    several_targets: bool = False,
 ) -> None:
     """Export a module of (image, target) with a dynamic batch, check the file, and write it.
 
@@ -46,6 +47,7 @@ def export_onnx(
         any_size: put the cut and the antialiased resize into the graph, so that it takes images of any height and
             width.
         diagnostics: names of further outputs, (N,) each.
+        several_targets: the module's second input is int64 (N, T), with T dynamic too.
         rewrite: try PyTorch's rewrite rules on every node, which takes minutes on the graph of a gradient.
 
     Raises:
@@ -54,13 +56,15 @@ def export_onnx(
     height, width = spec.size
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
+    target = torch.full((2, 3) if several_targets else (2,), -1, dtype=torch.int64)
+    axes = {0: "batch", 1: "targets"} if several_targets else {0: "batch"}
     try:
         with _quiet(), MeanPooling():
             program = torch.onnx.export(
                 module.eval(),
-                (image, torch.full((2,), -1, dtype=torch.int64)),
+                (image, target),
                 dynamo=True,
-                dynamic_shapes={"image": {0: "batch"}, "target": {0: "batch"}},
+                dynamic_shapes={"image": {0: "batch"}, "target": axes},
                 input_names=["image", "target"],
                 output_names=[*OUTPUTS, *diagnostics],
                 opset_version=OPSET,

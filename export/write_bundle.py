@@ -60,6 +60,7 @@ class _About:
     method: str
     parameters: dict[str, Any]
     class_specific: bool
+    several_targets: bool
     image_spec: ImageSpec
     class_names: tuple[str, ...]
     explainee: dict[str, str]
@@ -105,7 +106,8 @@ def export_ltx(
             "trained_steps": record.step,
             "data": record.data,
         },
-        class_specific=False,
+        class_specific=explainer.class_specific,
+        several_targets=explainer.class_specific,
         image_spec=record.image_spec,
         class_names=record.class_names,
         explainee={"spec": record.explainee, "weights": Path(record.weights).name, "fingerprint": record.fingerprint},
@@ -160,6 +162,7 @@ def export_gradient(
                 "points_per_pass": explainer.at_once,
             },
             class_specific=config.class_specific,
+            several_targets=False,
             image_spec=explainee.image_spec,
             class_names=explainee.class_names,
             explainee={
@@ -222,6 +225,7 @@ def _finish(
         folder / GRAPH_FILE,
         any_size=any_size,
         diagnostics=original_graph.diagnostics,
+        several_targets=original_graph.several_targets,
         rewrite=isinstance(original_graph.explainer, LTXExplainer),
     )
 
@@ -270,6 +274,7 @@ def _describe(
         method=about.method,
         parameters=about.parameters,
         class_specific=about.class_specific,
+        several_targets=about.several_targets,
         image=about.image_spec,
         any_size=any_size,
         mask_size=(int(original.mask.shape[2]), int(original.mask.shape[3])),

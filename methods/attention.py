@@ -16,7 +16,7 @@ from ..errors import ModelError
 from .attention_tap import AttentionTap
 from .features import noise_images
 
-__all__ = ["AttentionLayout", "AttentionTap", "attention_layout", "block_input", "rollout"]
+__all__ = ["AttentionLayout", "AttentionTap", "attention_layout", "block_input", "rollout", "token_grid"]
 
 _EXTRA_TOKENS = (1, 2, 5)  # the class token alone, with a distillation token (DeiT), with four registers (DINOv2)
 
@@ -65,7 +65,7 @@ def attention_layout(model: nn.Module, spec: ImageSpec) -> AttentionLayout:
             "name a layer with feature maps with --layer"
         )
     ((tokens, _),) = shapes
-    grid, extra = _grid(tokens, *spec.size)
+    grid, extra = token_grid(tokens, *spec.size)
     blocks = []
     for index, inside in enumerate(callers):
         others = {name for place, names in enumerate(callers) if place != index for name in names}
@@ -148,7 +148,13 @@ def _takes_all(model: nn.Module, block: str, images: Tensor, logits: Tensor) -> 
     return found.shape[0] == 2 and bool(torch.allclose(found[1:], logits, rtol=1e-4, atol=1e-5))
 
 
-def _grid(tokens: int, height: int, width: int) -> tuple[tuple[int, int], int]:
+def token_grid(tokens: int, height: int, width: int) -> tuple[tuple[int, int], int]:
+    """The patches' (rows, columns) among so many tokens of an image of `height`×`width` pixels, and how many tokens lie
+    before them.
+
+    Raises:
+        ModelError: no class token with a grid of the image's aspect ratio.
+    """
     for extra in _EXTRA_TOKENS:
         patches = tokens - extra
         if patches < 1:

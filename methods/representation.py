@@ -16,7 +16,7 @@ from ..contracts import ImageSpec
 from ..errors import ModelError, suggest
 from .features import capture, noise_images
 
-__all__ = ["class_gradient", "class_logits", "linear_head", "logits_of", "replaced", "run_from"]
+__all__ = ["class_gradient", "class_logits", "class_weights", "linear_head", "logits_of", "replaced", "run_from"]
 
 
 @contextmanager
@@ -123,3 +123,28 @@ def linear_head(model: nn.Module, layer: str, image_spec: ImageSpec) -> Tensor |
             if torch.allclose(module(pooled), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
                 return module.weight
     return None
+
+
+def class_weights(model: nn.Module, image_spec: ImageSpec) -> Tensor:
+    """What the classifier knows of each class: the weights (K, D) of the linear layer that gives the logits; the
+    identity (K, K) where there is no such layer.
+
+    Found by its output on noise, which must be the logits.
+    """
+    outputs: dict[nn.Linear, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        assert isinstance(module, nn.Linear), "hooked on no other"
+        outputs[module] = output
+
+    handles = [module.register_forward_hook(keep) for module in model.modules() if isinstance(module, nn.Linear)]
+    try:
+        with torch.no_grad():
+            logits = model(noise_images(model, image_spec, 2))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module, output in outputs.items():
+        if output.shape == logits.shape and torch.equal(output, logits):
+            return module.weight
+    return torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)

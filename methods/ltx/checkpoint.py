@@ -178,7 +178,8 @@ def load_checkpoint(
             "give the right file with --weights"
         )
     explainee = replace(explainee, image_spec=record.image_spec, class_names=record.class_names)
-    explainer = build_ltx(explainee, replace(record.config, layers=record.layers))
+    layers = () if record.config.backbone else record.layers
+    explainer = build_ltx(explainee, replace(record.config, layers=layers), pretrained=False)
     load_weights(explainer.network, folder / WEIGHTS_FILE)
     return explainer.eval(), record
 

@@ -28,6 +28,10 @@ class LTXConfig:
             cost one forward), or ``"own"``, a trained copy of the explainee's backbone as in the paper (two forwards).
         layers: feature maps to use, coarsest first; empty finds them from the model.
         width: channels of the decoder (shared form); 0 takes an eighth of the finest map's, at least 32.
+        class_conditional: one explainer answers for any class that is asked for (shared form); if not, for the
+            predicted one.
+        backbone: spec of another architecture for the own form, as for `load_explainee`; empty copies the explainee.
+        backbone_weights: its weights file; empty takes the library's pretrained ones.
         preserve: weight of the preservation term, CE(f(x ∘ m), y).
         complement: weight of the counterfactual term, −log(1 − p_y(x ∘ (1 − m))); 0 leaves it out, as the published
             configuration does.
@@ -49,6 +53,9 @@ class LTXConfig:
     form: Form = "shared"
     layers: tuple[str, ...] = ()
     width: int = 0
+    class_conditional: bool = False
+    backbone: str = ""
+    backbone_weights: str = ""
     preserve: float = 1.0
     complement: float = 1.0
     area: float = 2.0
@@ -77,6 +84,10 @@ class LTXConfig:
             raise UsageError("steps and batch size are at least 1, and the width is not negative")
         if self.form == "own" and len(self.layers) > 1:
             raise UsageError("an own backbone reads one feature map; name one layer, or take the shared form")
+        if self.class_conditional and self.form == "own":
+            raise UsageError("an explainer for any class has the shared form; leave out --form own")
+        if self.backbone and (self.form == "shared" or self.layers):
+            raise UsageError("another backbone is for the own form, and its layer is found; add --form own")
         weights = (self.preserve, self.complement, self.area)
         if not all(map(math.isfinite, weights)) or min(weights) < 0 or self.preserve + self.complement == 0:
             raise UsageError(

@@ -2,100 +2,42 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..explainee import Explainee
-from ..features import FeatureShape, capture, default_layers, device_of, feature_shapes
-from ..representation import linear_head
+from ..explainee import Explainee, load_explainee
+from ..features import capture, device_of
+from ..representation import class_weights, linear_head
+from ..spatial import SpatialLayers, spatial_layers
 from ..upsample import BilinearUpsample
+from .backbone import OwnBackbone
 from .config import LTXConfig
+from .decoder import MaskDecoder, enlarge_to
 
-__all__ = ["LTXExplainer", "MaskDecoder", "OwnBackbone", "build_ltx"]
+__all__ = ["LTXExplainer", "Predicted", "build_ltx"]
 
 LIFT = 0.25  # added to the selection before it meets the evidence: what is not selected keeps its order, lower
 _FINE_ENOUGH = 10  # positions a side; a finer mask only adds noise to the order of its pixels
-_MASK_PRIOR = 0.0  # logit of the mask before training: half of every pixel
+_LEVELS_OF_TOKENS = 3  # blocks of a transformer that a decoder reads
 
 
-class MaskDecoder(nn.Module):
-    """A light decoder on frozen feature maps.
+class Predicted(NamedTuple):
+    """What an explainer finds before up-sampling.
 
-    Each map is projected to `width` channels, they meet at the finest resolution, and a read-out gives a selection in
-    (0, 1). Everything is 1×1, since the maps' receptive fields are wide already; so the explanation costs a few percent
-    of the prediction.
-
-    Args:
-        shapes: (channels, height, width) of the maps, coarsest first.
-        width: channels inside.
+    Attributes:
+        logits: (N, K).
+        target: the classes explained, int64 (N, T).
+        selection: (N, T, h, w) in (0, 1).
+        maps: the explainee's maps that were read, in the order of the explainer's layers.
     """
 
-    def __init__(self, shapes: Sequence[FeatureShape], width: int) -> None:
-        super().__init__()
-        self.projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)) for channels, _, _ in shapes
-        )
-        self.read = nn.Conv2d(width, 1, 1)
-        nn.init.constant_(self.read.bias, _MASK_PRIOR)  # type: ignore[arg-type]
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Feature maps (N, C, h, w), coarsest first, to the selection (N, 1, h, w) in (0, 1) at the finest map's
-        resolution.
-        """
-        size = maps[-1].shape[-2:]
-        parts = [_enlarge(project(features), size) for project, features in zip(self.projections, maps, strict=True)]
-        selection: Tensor = self.read(F.relu(sum(parts[1:], parts[0]))).sigmoid()
-        return selection
-
-
-def _weigh(maps: Tensor, weights: Tensor) -> Tensor:
-    """Sum over channels with each image's own weights: (N, C, h, w) and (N, C) to (N, 1, h, w)."""
-    total = weights[:, None] @ maps.flatten(2)
-    return total.reshape(maps.shape[0], 1, int(maps.shape[2]), int(maps.shape[3]))
-
-
-def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest-neighbour up-sampling; by a constant factor where there is one, which exports without shape
-    arithmetic.
-    """
-    if maps.shape[-2:] == size:
-        return maps
-    if size[0] % maps.shape[2] == 0 and size[1] % maps.shape[3] == 0:
-        factors = (float(size[0] // maps.shape[2]), float(size[1] // maps.shape[3]))
-        return F.interpolate(maps, scale_factor=factors, mode="nearest")
-    return F.interpolate(maps, size=(int(size[0]), int(size[1])), mode="nearest")
-
-
-class OwnBackbone(nn.Module):
-    """The explainee's architecture and weights again, trained to emit the mask from its last feature map (Barkan et
-    al. 2023).
-
-    Batch-norm statistics stay as they are, as in the published code.
-    """
-
-    def __init__(self, model: nn.Module, layer: str, channels: int) -> None:
-        super().__init__()
-        self.backbone = copy.deepcopy(model)
-        self.backbone.requires_grad_(True)
-        self.layer = layer
-        self.read = nn.Conv2d(channels, 1, 1)
-        nn.init.constant_(self.read.bias, _MASK_PRIOR)  # type: ignore[arg-type]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to the selection (N, 1, h, w) in (0, 1)."""
-        with capture(self.backbone, [self.layer]) as maps:
-            self.backbone(images)
-        out: Tensor = self.read(maps[self.layer]).sigmoid()
-        return out
-
-    def train(self, mode: bool = True) -> OwnBackbone:
-        """Train the weights, never the batch-norm statistics."""
-        super().train(mode)
-        self.backbone.eval()
-        return self
+    logits: Tensor
+    target: Tensor
+    selection: Tensor
+    maps: list[Tensor]
 
 
 class LTXExplainer(nn.Module):
@@ -111,9 +53,12 @@ class LTXExplainer(nn.Module):
     Args:
         explainee: the classifier; kept frozen and in eval mode.
         network: a `MaskDecoder` or an `OwnBackbone`; the only part that is trained and stored.
-        layers: the explainee's layers that a `MaskDecoder` reads.
+        spatial: the explainee's layers that a `MaskDecoder` reads, and from which the evidence comes.
         grid: (height, width) of the mask before up-sampling.
         head: weights (K, C) of the explainee's linear head on the coarsest layer, or None to use the selection alone.
+
+    Attributes:
+        class_specific: the mask is about any class that is asked for; if not, about the predicted one.
     """
 
     head: Tensor | None
@@ -122,7 +67,7 @@ class LTXExplainer(nn.Module):
         self,
         explainee: Explainee,
         network: MaskDecoder | OwnBackbone,
-        layers: Sequence[str],
+        spatial: SpatialLayers,
         grid: tuple[int, int],
         head: Tensor | None = None,
     ) -> None:
@@ -132,31 +77,51 @@ class LTXExplainer(nn.Module):
         self.explainee = explainee
         self.classifier = explainee.model
         self.network = network
-        self.layers = tuple(layers)
+        self.spatial = spatial
+        self.class_specific = isinstance(network, MaskDecoder) and network.of_class is not None
         self.register_buffer("head", None if head is None else head.detach().clone(), persistent=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images (N, 3, H, W) to logits (N, K) and mask (N, 1, H, W) in [0, 1]; 1 keeps the pixel.
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the explainee's layers that are read, coarsest first."""
+        return self.spatial.names
 
-        The mask is about the predicted class.
+    def forward(self, images: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Predict and explain.
+
+        Args:
+            images: normalised (N, 3, H, W).
+            target: int64 (N, T), the classes to explain, negative for the predicted one; used if `class_specific`.
+
+        Returns:
+            logits (N, K) and mask (N, T, H, W) in [0, 1]; 1 keeps the pixel.
         """
-        logits, selection, maps = self.predict(images)
+        found = self.predict(images, target)
+        return found.logits, self.mask(found)
+
+    def mask(self, found: Predicted) -> Tensor:
+        """The mask (N, T, H, W) of what `predict` found."""
+        selection = found.selection
         if self.head is not None:
-            weights = F.embedding(logits.argmax(1), self.head)
-            activation = _weigh(maps[self.layers[0]], weights).clamp_min(1e-6)
-            evidence = activation / activation.amax((2, 3), keepdim=True)
-            selection = (selection + LIFT) * _enlarge(evidence, selection.shape[-2:])
-        return logits, self.upsample(selection)
+            maps = found.maps[0]
+            activation = (F.embedding(found.target, self.head) @ maps.flatten(2)).clamp_min(1e-6)
+            evidence = activation.reshape(*found.target.shape, int(maps.shape[2]), int(maps.shape[3]))
+            evidence = evidence / evidence.amax((2, 3), keepdim=True)
+            selection = (selection + LIFT) * enlarge_to(evidence, selection.shape[-2:])
+        mask: Tensor = self.upsample(selection)
+        return mask
 
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What training needs of normalised images: logits (N, K), selection (N, 1, h, w), and the explainee's maps
-        by layer.
-        """
-        with capture(self.classifier, self.layers) as maps:
+    def predict(self, images: Tensor, target: Tensor | None = None) -> Predicted:
+        """Predict and select; arguments as for `forward`."""
+        with capture(self.classifier, self.layers) as outputs:
             logits = self.classifier(images)
+        chosen = logits.argmax(1, keepdim=True)
+        if target is not None and self.class_specific:
+            chosen = torch.where(target < 0, chosen, target)
+        maps = self.spatial.read(outputs)
         if isinstance(self.network, OwnBackbone):
-            return logits, self.network(images), maps
-        return logits, self.network([maps[name] for name in self.layers]), maps
+            return Predicted(logits, chosen, self.network(images), maps)
+        return Predicted(logits, chosen, self.network(maps, chosen), maps)
 
     def train(self, mode: bool = True) -> LTXExplainer:
         """Switch the network; the explainee stays in eval mode."""
@@ -165,26 +130,51 @@ class LTXExplainer(nn.Module):
         return self
 
 
-def build_ltx(explainee: Explainee, config: LTXConfig) -> LTXExplainer:
+def build_ltx(explainee: Explainee, config: LTXConfig, *, pretrained: bool = True) -> LTXExplainer:
     """A fresh explainer in the form that the config asks for, where the explainee lies.
 
+    Args:
+        explainee: the classifier to explain.
+        config: the form and its settings.
+        pretrained: load the weights of a backbone of another architecture; False where a checkpoint's follow.
+
     Raises:
-        ModelError: the explainee has no feature maps, or a named layer does not give any.
+        ModelError: the explainee has neither feature maps nor tokens, or a named layer gives neither.
     """
-    layers = config.layers or _layers_for(explainee, config)
-    shapes = feature_shapes(explainee.model, layers, explainee.image_spec)
+    spec = explainee.image_spec
+    spatial = _layers_for(explainee, config)
     network: MaskDecoder | OwnBackbone
     if config.form == "shared":
-        network = MaskDecoder(shapes, config.width or max(32, shapes[-1][0] // 8))
+        classes = class_weights(explainee.model, spec) if config.class_conditional else None
+        width = config.width or max(32, spatial.shapes[-1][0] // 8)
+        network, grid = MaskDecoder(spatial.shapes, width, classes), spatial.shapes[-1][1:]
+    elif config.backbone:
+        weights = config.backbone_weights or None
+        other = load_explainee(config.backbone, weights if pretrained else "random")
+        network = OwnBackbone.of(other, spatial_layers(other.model, other.image_spec, 1)[0], spec)
+        grid = network.grid
     else:
-        network = OwnBackbone(explainee.model, layers[0], shapes[0][0])
-    head = linear_head(explainee.model, layers[0], explainee.image_spec) if config.evidence else None
-    explainer = LTXExplainer(explainee, network, layers, shapes[-1][1:], head)
+        network = OwnBackbone.of(explainee, spatial.names[0], spec)
+        grid = network.grid
+    evidence = config.evidence and not spatial.on_tokens
+    head = linear_head(explainee.model, spatial.names[0], spec) if evidence else None
+    explainer = LTXExplainer(explainee, network, spatial, grid, head)
     return explainer.to(device_of(explainee.model)).eval()
 
 
-def _layers_for(explainee: Explainee, config: LTXConfig) -> tuple[str, ...]:
-    """The last feature map; for a decoder also the next finer one, if the last has fewer than ten positions a side."""
-    layers = default_layers(explainee.model, explainee.image_spec, 2)
-    (_, height, width), *_ = feature_shapes(explainee.model, layers[:1], explainee.image_spec)
-    return layers if config.form == "shared" and min(height, width) < _FINE_ENOUGH else layers[:1]
+def _layers_for(explainee: Explainee, config: LTXConfig) -> SpatialLayers:
+    """The last feature map; for a decoder also the next finer one, if the last has fewer than ten positions a side. Of
+    a transformer the last block, for a decoder also others.
+    """
+    model, spec = explainee.model, explainee.image_spec
+    if config.layers:
+        return SpatialLayers(model, config.layers, spec)
+    (last,) = spatial_layers(model, spec, 1)
+    one = SpatialLayers(model, [last], spec)
+    if config.form == "own":
+        return one
+    if one.on_tokens:
+        return SpatialLayers(model, spatial_layers(model, spec, _LEVELS_OF_TOKENS), spec)
+    if min(one.shapes[0][1:]) >= _FINE_ENOUGH:
+        return one
+    return SpatialLayers(model, spatial_layers(model, spec, 2), spec)

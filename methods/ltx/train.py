@@ -149,14 +149,14 @@ def _train_step(
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
     with _autocast(pixels.device.type, config):
         # the explainee is frozen, so this leaves a graph for the network alone
-        plain, selection, _ = explainer.predict(explainee.normalise(pixels))
-        mask = explainer.upsample(selection.float())
+        plain = explainer.predict(explainee.normalise(pixels))
+        mask = explainer.upsample(plain.selection.float())
         views = [perturb(pixels, mask, baseline)]
         if config.complement > 0:
             views.append(perturb(pixels, 1 - mask, baseline))
         logits = explainer.classifier(explainee.normalise(torch.cat(views))).float()
         kept, removed = logits[: len(pixels)], logits[len(pixels) :] if config.complement > 0 else None
-        losses = total_loss(kept, removed, mask, plain.argmax(1), config)
+        losses = total_loss(kept, removed, mask, plain.target[:, 0], config)
     _refuse_nan(losses, step)
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()  # type: ignore[no-untyped-call]

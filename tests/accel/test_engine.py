@@ -129,18 +129,26 @@ def test_each_image_can_have_its_own_target(engine: OnnxEngine, images: Uint8) -
     [
         np.zeros(7, np.int64),
         np.zeros(9, np.int64),
-        np.zeros((8, 1), np.int64),
+        np.zeros((7, 2), np.int64),
+        np.zeros((8, 0), np.int64),
         np.zeros(8),
         1.0,
         True,
         "cat",
         np.array([]),
     ],
-    ids=["too short", "too long", "two axes", "floats", "float", "bool", "name", "empty"],
+    ids=["too short", "too long", "several for too few", "none for each", "floats", "float", "bool", "name", "empty"],
 )
 def test_a_target_of_another_kind_is_refused(engine: OnnxEngine, images: Uint8, target: Any) -> None:
     with pytest.raises(UsageError, match="one for each of the 8 images"):
         engine.run(images, target)
+
+
+def test_several_targets_are_refused_by_a_bundle_that_explains_the_prediction(
+    engine: OnnxEngine, images: Uint8
+) -> None:
+    with pytest.raises(UsageError, match="predicted class only"):
+        engine.run(images, np.zeros((8, 2), np.int64))
 
 
 @pytest.mark.parametrize("target", [5, -2, np.array([0, 1, 2, 3, 4, 5, 0, 0])], ids=["five", "minus two", "array"])

@@ -124,7 +124,7 @@ def test_results_are_those_of_the_engine_on_the_resized_image(engine: OnnxEngine
 
 
 def test_the_target_of_the_configuration_is_explained(engine: OnnxEngine) -> None:
-    results = list(explain_images(engine, [numbered(i) for i in range(3)], PipelineConfig(target=2)))
+    results = list(explain_images(engine, [numbered(i) for i in range(3)], PipelineConfig(targets=(2,))))
     assert [result.target for result in results if isinstance(result, ImageExplanation)] == [2, 2, 2]
 
 

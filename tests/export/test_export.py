@@ -107,7 +107,7 @@ def test_a_mask_that_depends_on_batch_mates_is_refused(
     explainer: LTXExplainer, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def over_the_batch(self: LTXExplainer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, selection, _ = self.predict(x)
+        logits, _, selection, _ = self.predict(x)
         mask = self.upsample(selection)
         low, high = mask.amin((0, 1, 2, 3), keepdim=True), mask.amax((0, 1, 2, 3), keepdim=True)
         return logits, (mask - low) / (high - low + 1e-6)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from saccade.contracts import ImageSpec
 from saccade.errors import ModelError, UsageError
 from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.ltx.backbone import OwnBackbone
 from saccade.methods.ltx.config import LTXConfig
-from saccade.methods.ltx.model import LTXExplainer, MaskDecoder, OwnBackbone, build_ltx
+from saccade.methods.ltx.decoder import MaskDecoder
+from saccade.methods.ltx.model import LTXExplainer, build_ltx
 from saccade.methods.upsample import BilinearUpsample
 
 SHARED, OWN = LTXConfig(evidence=False), LTXConfig(form="own", evidence=False)
@@ -156,7 +158,7 @@ def test_the_selection_is_weighed_by_the_class_activation_of_a_linear_head(
     model: Any = explainee.model
     head = next(module for module in model.modules() if isinstance(module, nn.Linear))
     with torch.no_grad():
-        logits, selection, _ = explainer.predict(images)
+        logits, _, selection, _ = explainer.predict(images)
         mask = explainer(images)[1]
         late = model.late(model.early(images))
         for n, label in enumerate(logits.argmax(1)):
@@ -331,7 +333,7 @@ def test_a_single_named_layer_is_enough(pyramid: Explainee) -> None:
 def test_a_layer_that_does_not_exist_or_gives_no_map_is_refused(pyramid: Explainee) -> None:
     with pytest.raises(ModelError, match=r"no layer 'midle'; did you mean middle"):
         build_ltx(pyramid, LTXConfig(layers=("midle",)))
-    with pytest.raises(ModelError, match="'head' does not give feature maps"):
+    with pytest.raises(ModelError, match="'head' gives neither feature maps"):
         build_ltx(pyramid, LTXConfig(layers=("head",)))
 
 

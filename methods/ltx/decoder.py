@@ -1,0 +1,101 @@
+"""The shared form's network: a light decoder on the frozen explainee's own maps or tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..features import FeatureShape
+
+__all__ = ["MASK_PRIOR", "ClassReadout", "MaskDecoder", "enlarge_to"]
+
+MASK_PRIOR = 0.0  # logit of the mask before training: half of every pixel
+
+
+class MaskDecoder(nn.Module):
+    """A light decoder on frozen feature maps.
+
+    Each map is projected to `width` channels, they meet at the finest resolution, and a read-out gives a selection in
+    (0, 1). Everything is 1×1, since the maps' receptive fields are wide already; so the explanation costs a few percent
+    of the prediction.
+
+    Args:
+        shapes: (channels, height, width) of the maps, coarsest first.
+        width: channels inside.
+        classes: what tells the classes apart, (K, D), see `ClassReadout`; None for a selection that is the same for
+            every class.
+    """
+
+    def __init__(self, shapes: Sequence[FeatureShape], width: int, classes: Tensor | None = None) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)) for channels, _, _ in shapes
+        )
+        self.read = nn.Conv2d(width, 1, 1)
+        nn.init.constant_(self.read.bias, MASK_PRIOR)  # type: ignore[arg-type]
+        self.of_class = None if classes is None else ClassReadout(classes, width)
+
+    def forward(self, maps: Sequence[Tensor], target: Tensor | None = None) -> Tensor:
+        """Feature maps to the selection at the finest map's resolution.
+
+        Args:
+            maps: (N, C, h, w), coarsest first.
+            target: for a decoder that knows classes, those to select for, int64 (N, T).
+
+        Returns:
+            (N, T, h, w) in (0, 1); T = 1 without classes.
+        """
+        size = maps[-1].shape[-2:]
+        parts = [enlarge_to(project(features), size) for project, features in zip(self.projections, maps, strict=True)]
+        hidden = F.relu(sum(parts[1:], parts[0]))
+        found: Tensor = self.read(hidden)
+        if self.of_class is not None:
+            assert target is not None, "a decoder that knows classes is told which"
+            found = found + self.of_class(hidden, target)
+        selection: Tensor = found.sigmoid()
+        return selection
+
+
+class ClassReadout(nn.Module):
+    """What is added to a read-out for a class: its own weights, made from what the classifier itself knows of the
+    class, so that classes seen seldom in training share what others taught.
+
+    The maps are computed once for all classes that an image is asked about; each costs one weighted sum.
+
+    Args:
+        classes: (K, D), the rows of the classifier's last linear layer; or the identity, where there is none: then each
+            class learns its own weights.
+        width: channels of the maps.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, classes: Tensor, width: int) -> None:
+        super().__init__()
+        centred = classes.detach() - classes.detach().mean(0)
+        scaled = centred / centred.square().mean().sqrt().clamp_min(1e-12)
+        self.register_buffer("vectors", scaled.clone(), persistent=False)
+        self.weights = nn.Linear(classes.shape[1], width + 1)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+
+    def forward(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """Maps (N, C, h, w) and classes int64 (N, T) to what they add to the read-out, (N, T, h, w)."""
+        found: Tensor = self.weights(F.embedding(target, self.vectors))
+        weighted = found[..., :-1] @ hidden.flatten(2)
+        height, width = int(hidden.shape[2]), int(hidden.shape[3])
+        return weighted.reshape(*target.shape, height, width) + found[..., -1:, None]
+
+
+def enlarge_to(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest-neighbour up-sampling; by a constant factor where there is one, which exports without shape
+    arithmetic.
+    """
+    if maps.shape[-2:] == size:
+        return maps
+    if size[0] % maps.shape[2] == 0 and size[1] % maps.shape[3] == 0:
+        factors = (float(size[0] // maps.shape[2]), float(size[1] // maps.shape[3]))
+        return F.interpolate(maps, scale_factor=factors, mode="nearest")
+    return F.interpolate(maps, size=(int(size[0]), int(size[1])), mode="nearest")
