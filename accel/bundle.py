@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ..contracts import Floats, Uint8
 from ..errors import BundleError, UsageError, suggest
 from .manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, SCHEMA_VERSION, Manifest
 
-__all__ = ["Bundle", "Golden", "file_sha256", "open_bundle"]
+__all__ = ["Bundle", "Golden", "class_index", "file_sha256", "open_bundle"]
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,25 @@ class Bundle:
         Raises:
             UsageError: there is no such class.
         """
-        if target is None:
-            return -1
-        names = self.manifest.class_names
-        if isinstance(target, str) and target in names:
-            return names.index(target)
-        try:
-            index = int(target)
-        except ValueError:
-            near = suggest(str(target), names)
-            raise UsageError(
-                f"the bundle has no class '{target}'; {near}; or give an index from 0 to {len(names) - 1}"
-            ) from None
-        if not 0 <= index < len(names):
-            raise UsageError(
-                f"the bundle has {len(names)} classes, index 0 to {len(names) - 1}; {index} is not one of them"
-            )
-        return index
+        return -1 if target is None else class_index(target, self.manifest.class_names)
+
+
+def class_index(target: str | int, names: Sequence[str]) -> int:
+    """The index of a class given by name or index.
+
+    Raises:
+        UsageError: there is no such class.
+    """
+    if isinstance(target, str) and target in names:
+        return names.index(target)
+    try:
+        index = int(target)
+    except ValueError:
+        near = suggest(str(target), names)
+        raise UsageError(f"there is no class '{target}'; {near}; or give an index from 0 to {len(names) - 1}") from None
+    if not 0 <= index < len(names):
+        raise UsageError(f"there are {len(names)} classes, index 0 to {len(names) - 1}; {index} is not one of them")
+    return index
 
 
 def open_bundle(path: str | Path) -> Bundle:

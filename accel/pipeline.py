@@ -99,7 +99,7 @@ def _explain_batch(engine: Engine, batch: list[_Loaded], targets: tuple[int, ...
                 class_specific=manifest.class_specific,
                 milliseconds=milliseconds,
                 diagnostics={name: float(values[here]) for name, values in answer.diagnostics.items()},
-                one_of_several=not one,
+                variant="" if one else manifest.class_names[int(answer.target[here])],
             )
 
 

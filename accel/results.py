@@ -38,7 +38,7 @@ class ImageExplanation:
         class_specific: the mask is about `target`; if not, it is about the predicted class whatever was asked.
         milliseconds: the engine's time for this image's batch, divided by the batch.
         diagnostics: what the method says about itself, see `Explanation`.
-        one_of_several: other classes of the same image are explained too, so that its files are named by the class.
+        variant: which of several explanations of the same image this is, such as the class; its files' names end so.
     """
 
     source: str
@@ -51,7 +51,7 @@ class ImageExplanation:
     class_specific: bool
     milliseconds: float
     diagnostics: Mapping[str, float] = field(default_factory=dict)
-    one_of_several: bool = False
+    variant: str = ""
 
     @property
     def class_name(self) -> str:
@@ -109,6 +109,7 @@ class ImageExplanation:
         """What a line of JSON says about this image."""
         return {
             "image": self.source,
+            **({"variant": self.variant} if self.variant else {}),
             "target": self.target,
             "class": self.class_name,
             "probability": round(self.probability, 6),
@@ -213,8 +214,8 @@ class ResultWriter:
 
     def _stem(self, result: ImageExplanation) -> str:
         stem = Path(result.source).stem or "image"
-        if result.one_of_several:
-            stem += "." + re.sub(r"[^\w-]+", "-", result.class_name)
+        if result.variant:
+            stem += "." + re.sub(r"[^\w-]+", "-", result.variant)
         while len(os.fsencode(stem)) > _LONGEST_STEM:
             stem = stem[:-1]
         name, count = stem, self._used.get(stem, 1)

@@ -20,9 +20,7 @@ __all__ = ["explain"]
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option(
-    "--bundle", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle that explains."
-)
+@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR", help="The bundle that explains.")
 @click.option(
     "--target",
     "targets",
@@ -59,22 +57,48 @@ __all__ = ["explain"]
     metavar="MP",
     help="Refuse larger images.",
 )
+@click.option(
+    "--finetune",
+    "steps",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Fine-tune the explainer of --checkpoint for N steps on each image; needs PyTorch.",
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="What --finetune starts from.")
+@click.option(
+    "--tune",
+    type=click.Choice(["head", "mask"]),
+    default="head",
+    show_default=True,
+    help="With --finetune: what each image has of its own.",
+)
+@click.option(
+    "--select",
+    type=click.Choice(["loss", "pos", "insertion-deletion"]),
+    default="loss",
+    show_default=True,
+    help="With --finetune: what the best step is chosen by; never a label.",
+)
 @engine_options
 @any_json
 def explain(
     paths: tuple[Path, ...],
-    bundle: Path,
+    bundle: Path | None,
     targets: tuple[str, ...],
     out: Path | None,
     formats: tuple[str, ...],
     batch_size: int | None,
     max_megapixels: float,
+    steps: int | None,
+    checkpoint: Path | None,
+    tune: str,
+    select: str,
     engine: str,
     providers: tuple[str, ...],
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Explain images and folders of images; needs no PyTorch.
+    """Explain images and folders of images; needs no PyTorch, but with --finetune.
 
     Writes an overlay and a mask for each image, and one line of JSON each in results.jsonl. Images that cannot be
     read are reported, the others go on, and the exit code is 1.
@@ -85,6 +109,7 @@ def explain(
       saccade explain photos/ --bundle bundle --out explained --format overlay --format npz
       saccade explain cat.jpg --bundle bundle --json | jq .class
       saccade explain pets.jpg --bundle bundle --target cat --target dog
+      saccade explain photos/ --checkpoint runs/ltx --finetune 25
     """
     from PIL import Image
 
@@ -95,7 +120,17 @@ def explain(
     from ..errors import UsageError
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
+    if (steps is None) != (checkpoint is None) or (steps is None) == (bundle is None):
+        raise UsageError("give --bundle DIR, or --checkpoint DIR with --finetune STEPS")
     files = find_images(list(paths))
+    if steps is not None:
+        from .finetune import explain_finetuned
+
+        assert checkpoint is not None, "checked above"
+        settings = {"steps": steps, "tune": tune, "select": select}
+        pixels = int(max_megapixels * 1e6)
+        return explain_finetuned(files, checkpoint, settings, targets, out, formats, batch_size or 16, pixels, as_json)
+    assert bundle is not None, "checked above"
     running = open_engine(bundle, engine, providers=providers or None, threads=threads)
     manifest = running.bundle.manifest
     indices = tuple(running.bundle.target_index(target) for target in targets) or (-1,)

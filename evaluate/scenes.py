@@ -2,7 +2,8 @@
 
 A handwritten digit lies somewhere on a crop of a photograph, among distractor patches; the class is the digit and the
 ground truth is the digit's own pixels. In the *context* variant a second, separate patch carries a texture that goes
-with the class, so that two regions are each sufficient evidence, and each has its ground-truth mask.
+with the class, so that two regions are each sufficient evidence, and each has its ground-truth mask. In the *pair*
+variant there are two digits of different classes.
 
 A scene is a pure function of (config, split, index): nothing is stored, any scene can be made again.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,8 @@ __all__ = ["CLASS_NAMES", "Scene", "SceneBatch", "SceneConfig", "SceneSource", "
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # Rec. 709, linear enough for a contrast rule
 
-Variant = Literal["digit", "context"]
+Variant = Literal["digit", "context", "pair"]
+_VARIANTS = get_args(Variant)
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom exclusive
 
 
@@ -35,7 +37,8 @@ class SceneConfig:
 
     Attributes:
         size: height and width of a scene, pixels; digits are 24–48 px at 96 and scale with the size.
-        variant: ``"digit"``, or ``"context"`` for the second patch whose texture goes with the class.
+        variant: ``"digit"``, ``"context"`` for the second patch whose texture goes with the class, or ``"pair"`` for a
+            second digit of another class.
         distractors: most distractor patches in one scene (at least one is drawn when this is not 0).
         contrast: smallest difference of luminance between digit and background, of 1; below 0.2 people misread digits.
         clutter: 1 shows photograph and distractors fully, 0 fades both to a plain colour (for a training curriculum).
@@ -52,8 +55,8 @@ class SceneConfig:
     def __post_init__(self) -> None:
         if self.size < 32:
             raise UsageError(f"scenes are at least 32 pixels wide, not {self.size}; a digit would be unreadable")
-        if self.variant not in ("digit", "context"):
-            raise UsageError(f"unknown scene variant '{self.variant}'; there are: digit, context")
+        if self.variant not in _VARIANTS:
+            raise UsageError(f"unknown scene variant '{self.variant}'; there are: {', '.join(_VARIANTS)}")
         if not 0 <= self.clutter <= 1 or not 0 <= self.contrast <= 0.5:
             raise UsageError("clutter lies in [0, 1] and contrast in [0, 0.5]")
 
@@ -67,7 +70,8 @@ class Scene:
         label: the digit, which is the class index.
         evidence: bool (H, W), the digit's pixels.
         box: the digit's bounding box, pixels.
-        context: bool (H, W), the texture patch's pixels; empty in the digit variant.
+        context: bool (H, W), the texture patch's pixels, or those of the second digit; empty in the digit variant.
+        second: the second digit of a pair; -1 where there is none.
     """
 
     image: NDArray[np.uint8]
@@ -75,12 +79,13 @@ class Scene:
     evidence: NDArray[np.bool_]
     box: Box
     context: NDArray[np.bool_]
+    second: int = -1
 
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Scenes stacked: images uint8 (N, H, W, 3), labels int64 (N,), evidence and context bool (N, H, W), boxes int64
-    (N, 4).
+    """Scenes stacked: images uint8 (N, H, W, 3), labels and seconds int64 (N,), evidence and context bool (N, H, W),
+    boxes int64 (N, 4).
     """
 
     images: NDArray[np.uint8]
@@ -88,6 +93,7 @@ class SceneBatch:
     evidence: NDArray[np.bool_]
     context: NDArray[np.bool_]
     boxes: NDArray[np.int64]
+    seconds: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class SceneSource:
             evidence=np.stack([scene.evidence for scene in scenes]),
             context=np.stack([scene.context for scene in scenes]),
             boxes=np.array([scene.box for scene in scenes], dtype=np.int64),
+            seconds=np.array([scene.second for scene in scenes], dtype=np.int64),
         )
 
 
@@ -163,6 +170,14 @@ def _compose(rng: np.random.Generator, material: Material, config: SceneConfig) 
         box = _place(rng, (side, side), size, taken)
         taken.append(box)
         texture = (box, _class_texture(rng, label, side))
+    second, other = -1, None
+    if config.variant == "pair":
+        choices = np.flatnonzero(material.labels != label)
+        found = int(choices[rng.integers(len(choices))])
+        second = int(material.labels[found])
+        alpha = _digit_alpha(rng, material.digits[found], round(rng.uniform(24, 48) * size / 96))
+        other = (_place(rng, alpha.shape, size, taken), alpha)
+        taken.append(other[0])
 
     for _ in range(int(rng.integers(1, config.distractors + 1)) if config.distractors else 0):
         side = round(rng.uniform(14, 30) * size / 96)
@@ -179,13 +194,22 @@ def _compose(rng: np.random.Generator, material: Material, config: SceneConfig) 
         _paste(canvas, box, stripes, disc)
         context[_slices(box)] = disc[..., 0] > 0.5
 
-    colour = _contrasting_colour(rng, canvas[_slices(digit_box)], config.contrast)
-    _paste(canvas, digit_box, colour * _shading(rng, shape.shape), shape[..., None])
-
-    evidence = np.zeros((size, size), dtype=np.bool_)
-    evidence[_slices(digit_box)] = shape > 0.5
+    if other is not None:
+        context |= _paint_digit(rng, canvas, *other, config)
+    evidence = _paint_digit(rng, canvas, digit_box, shape, config)
     image = (canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8)
-    return Scene(image=image, label=label, evidence=evidence, box=_bounds(evidence), context=context)
+    return Scene(image=image, label=label, evidence=evidence, box=_bounds(evidence), context=context, second=second)
+
+
+def _paint_digit(
+    rng: np.random.Generator, canvas: NDArray[np.float32], box: Box, shape: NDArray[np.float32], config: SceneConfig
+) -> NDArray[np.bool_]:
+    """Draw a digit in a colour that stands out; its pixels, bool (H, W)."""
+    colour = _contrasting_colour(rng, canvas[_slices(box)], config.contrast)
+    _paste(canvas, box, colour * _shading(rng, shape.shape), shape[..., None])
+    pixels = np.zeros(canvas.shape[:2], dtype=np.bool_)
+    pixels[_slices(box)] = shape > 0.5
+    return pixels
 
 
 def _background(rng: np.random.Generator, photographs: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.float32]:

@@ -39,6 +39,7 @@ class OwnBackbone(nn.Module):
         super().__init__()
         self.backbone = copy.deepcopy(model)
         self.layer = layer
+        self.spec = own
         self.spatial = SpatialLayers(self.backbone, [layer], own)
         ((channels, height, width),) = self.spatial.shapes
         self.grid = (height, width)
@@ -62,15 +63,21 @@ class OwnBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W), normalised for the explainee, to the selection (N, 1, h, w) in (0, 1)."""
+        (maps,) = self.spatial.read({self.layer: self.features(self.prepared(images))})
+        found: Tensor = self.read(maps)
+        return found.sigmoid()
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Images that were normalised for the explainee, at the size and in the colours that the backbone takes."""
         if not self.same_colours:
             images = images * self.scale + self.shift
-        if self.resize is not None:
-            images = self.resize(images)
+        return images if self.resize is None else self.resize(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the layer that is read gives for prepared images."""
         with capture(self.backbone, [self.layer]) as outputs:
             self.backbone(images)
-        (features,) = self.spatial.read(outputs)
-        found: Tensor = self.read(features)
-        return found.sigmoid()
+        return outputs[self.layer]
 
     def train(self, mode: bool = True) -> OwnBackbone:
         """Train the weights, never the batch-norm statistics."""

@@ -1,0 +1,258 @@
+"""Per-image fine-tuning (Barkan et al. 2023, second stage): from the pretrained explainer, a few steps for each image
+alone; many images at once.
+
+Every image has its own copy of what is trained, stacked along the first axis and run by `torch.vmap`; what is frozen is
+computed once and shared. Nothing mixes the images, so that each gets what it would get alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ModelError, UsageError
+from ..explainee import guest
+from ..perturb import make_baseline, perturb
+from .config import LTXConfig
+from .heads import MaskLogits, head_of
+from .losses import area_loss, complement_loss, preserve_loss
+from .model import LTXExplainer, Predicted
+from .selection import CRITERIA, Criterion, score_masks
+
+__all__ = ["TUNED", "FineTuned", "FinetuneConfig", "Tuned", "finetune"]
+
+Tuned = Literal["head", "mask"]
+TUNED: tuple[Tuned, ...] = get_args(Tuned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How images are fine-tuned.
+
+    Attributes:
+        steps: updates per image.
+        tune: what each image has its own copy of: ``"head"``, the decoder of the shared form, or the read-out and the
+            last blocks of an own backbone; or ``"mask"``, the mask's own logits.
+        blocks: of a transformer's own backbone, how many of the last blocks belong to the head.
+        learning_rate: None takes 1e-3 for a head, 0.1 for the logits of a mask.
+        select: what the best step is chosen by, never by a label: ``"loss"``, the weighted losses themselves,
+            ``"pos"``, the positive perturbation curve, or ``"insertion-deletion"``.
+        score_every: steps between two masks that may be chosen; the first and the last always are.
+        take_turns: of the preservation and the complement term one each step, in turn, for half the cost.
+        clip: largest norm of an image's gradient.
+    """
+
+    steps: int = 25
+    tune: Tuned = "head"
+    blocks: int = 0
+    learning_rate: float | None = None
+    select: Criterion = "loss"
+    score_every: int = 5
+    take_turns: bool = True
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tune not in TUNED:
+            raise UsageError(f"unknown part to tune '{self.tune}'; there are: {', '.join(TUNED)}")
+        if self.select not in CRITERIA:
+            raise UsageError(f"unknown criterion '{self.select}'; there are: {', '.join(CRITERIA)}")
+        if min(self.steps, self.score_every) < 1 or self.blocks < 0:
+            raise UsageError("steps and the steps between two scores are at least 1, and blocks are not negative")
+        if self.tune == "mask" and self.blocks:
+            raise UsageError("blocks belong to a head; leave out one of the two")
+        if self.clip <= 0 or (self.learning_rate is not None and self.learning_rate <= 0):
+            raise UsageError("clip and learning rate are positive")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, the default filled in."""
+        return self.learning_rate or (1e-3 if self.tune == "head" else 0.1)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What fine-tuning found for a batch.
+
+    Attributes:
+        logits: (N, K).
+        target: the classes explained, int64 (N,).
+        start: masks of the pretrained explainer, (N, 1, H, W) in [0, 1].
+        mask: the best of each image, of the same shape.
+        step: the step at which it was found, int64 (N,); 0 is the pretrained mask.
+        start_score: what was minimised to choose, at the start, (N,).
+        score: at the best step, (N,).
+        forwards: of the classifier, per image.
+        backwards: through the classifier, per image.
+    """
+
+    logits: Tensor
+    target: Tensor
+    start: Tensor
+    mask: Tensor
+    step: Tensor
+    start_score: Tensor
+    score: Tensor
+    forwards: int
+    backwards: int
+
+
+def finetune(
+    explainer: LTXExplainer,
+    pixels: Tensor,
+    losses: LTXConfig,
+    config: FinetuneConfig = FinetuneConfig(),
+    *,
+    target: Tensor | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> FineTuned:
+    """Fine-tune a pretrained explainer for each image of a batch.
+
+    Args:
+        explainer: pretrained; left as found.
+        pixels: (N, 3, H, W) in [0, 1].
+        losses: weights and baseline of the losses, as in the pretraining.
+        config: settings.
+        target: the class to explain of each image, int64 (N,), negative for the predicted one. Any class may be asked
+            for, whatever the explainer was trained on.
+        on_step: told the number of updates done.
+
+    Raises:
+        ModelError: a loss is not finite; the message names the step, the term and the image.
+    """
+    with guest(explainer):
+        return _Run(explainer, pixels, losses, config, target).go(on_step)
+
+
+class _Run:
+    """One batch on its way."""
+
+    def __init__(
+        self, explainer: LTXExplainer, pixels: Tensor, losses: LTXConfig, config: FinetuneConfig, target: Tensor | None
+    ) -> None:
+        explainer.eval()
+        explainer.requires_grad_(False)
+        self.explainer, self.pixels, self.losses, self.config = explainer, pixels, losses, config
+        self.baseline = make_baseline(pixels, losses.baseline, explainer.explainee.image_spec.mean)
+        with torch.no_grad():
+            asked = None if target is None else target[:, None]
+            self.found = explainer.predict(explainer.explainee.normalise(pixels), asked)
+            predicted = self.found.logits.argmax(1)
+            self.target = predicted if target is None else torch.where(target < 0, predicted, target)
+            self.head: nn.Module = MaskLogits()
+            self.features = self.found.maps
+            if config.tune == "mask":
+                self.parameters = {"logits": self.found.selection.logit(1e-4)}
+            else:
+                self.head, self.features = head_of(explainer, self.found, pixels, config.blocks)
+                self.parameters = {
+                    name: value.detach()[None].repeat(len(pixels), *[1] * value.ndim)
+                    for name, value in self.head.named_parameters()
+                }
+        for value in self.parameters.values():
+            value.requires_grad_(True)
+        self.forwards = 1
+        self.backwards = 0
+
+    def go(self, on_step: Callable[[int], None]) -> FineTuned:
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            list(self.parameters.values()), lr=config.rate, weight_decay=self.losses.weight_decay
+        )
+        best: Tensor | None = None
+        start = start_score = score = step_of = torch.empty(0)
+        for step in range(config.steps + 1):
+            last = step == config.steps
+            scored = last or step % config.score_every == 0
+            both = scored and config.select == "loss"
+            with torch.enable_grad():
+                selection = self._select()
+                terms = self._losses(selection, step, both)
+            if scored:
+                mask = self._mask(selection.detach())
+                value = self._score(mask, terms)
+                if best is None:
+                    best = start = mask
+                    score = start_score = value
+                    step_of = torch.zeros(len(value), dtype=torch.int64, device=value.device)
+                else:
+                    better = value < score
+                    best = torch.where(better[:, None, None, None], mask, best)
+                    score = torch.where(better, value, score)
+                    step_of = torch.where(better, step, step_of)
+            if last:
+                break
+            self._update(optimizer, terms)
+            on_step(step + 1)
+        assert best is not None, "the first step is scored"
+        return FineTuned(
+            self.found.logits, self.target, start, best, step_of, start_score, score, self.forwards, self.backwards
+        )
+
+    def _select(self) -> Tensor:
+        """The selections (N, 1, h, w) of all images, each by its own parameters."""
+
+        def one(parameters: dict[str, Tensor], features: list[Tensor], target: Tensor) -> Tensor:
+            inputs = ([value[None] for value in features], target[None, None])
+            found: Tensor = torch.func.functional_call(self.head, parameters, inputs)
+            return found[0]
+
+        return torch.vmap(one)(self.parameters, self.features, self.target)
+
+    def _losses(self, selection: Tensor, step: int, both: bool) -> dict[str, Tensor]:
+        """The weighted terms of this step, (N,) each; as in the pretraining, of the selection without evidence."""
+        explainee, losses, config = self.explainer.explainee, self.losses, self.config
+        mask = self.explainer.upsample(selection)
+        turns = config.take_turns and losses.complement > 0 and losses.preserve > 0 and not both
+        keep = losses.preserve > 0 and not (turns and step % 2)
+        remove = losses.complement > 0 and not (turns and not step % 2)
+        views = ([perturb(self.pixels, mask, self.baseline)] if keep else []) + (
+            [perturb(self.pixels, 1 - mask, self.baseline)] if remove else []
+        )
+        logits = self.explainer.classifier(explainee.normalise(torch.cat(views)))
+        self.forwards += len(views)
+        self.backwards += len(views) * (step < config.steps)
+        apart = list(logits.split(len(self.pixels)))
+        terms: dict[str, Tensor] = {}
+        if keep:
+            terms["preserve"] = losses.preserve * preserve_loss(apart.pop(0), self.target)
+        if remove:
+            terms["complement"] = losses.complement * complement_loss(apart.pop(0), self.target)
+        if turns:  # each comes every other step
+            terms = {name: 2 * value for name, value in terms.items()}
+        terms["area"] = losses.area * area_loss(mask, losses.area_form)
+        for name, value in terms.items():
+            if not bool(torch.isfinite(value).all()):
+                image = int((~torch.isfinite(value)).nonzero()[0])
+                raise ModelError(
+                    f"fine-tuning stopped at step {step}: the {name} loss of image {image} of the batch is not finite; "
+                    "lower the learning rate, or check the image"
+                )
+        return terms
+
+    def _score(self, mask: Tensor, terms: dict[str, Tensor]) -> Tensor:
+        """What is minimised to choose the step, (N,)."""
+        if self.config.select == "loss":
+            return torch.stack([value.detach() for value in terms.values()]).sum(0)
+        explainee = self.explainer.explainee
+        value, forwards = score_masks(explainee, self.pixels, mask, self.target, self.baseline, self.config.select)
+        self.forwards += forwards
+        return value
+
+    def _update(self, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
+        norm = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
+        scale = (self.config.clip / norm.clamp_min(1e-12)).clamp(max=1)
+        for gradient in gradients:
+            gradient.mul_(scale.reshape(-1, *[1] * (gradient.ndim - 1)))
+        optimizer.step()
+
+    def _mask(self, selection: Tensor) -> Tensor:
+        """The mask as the explainer gives it, weighed by the evidence of the class where the explainer knows it."""
+        found = Predicted(self.found.logits, self.target[:, None], selection, self.found.maps)
+        return self.explainer.mask(found)
