@@ -1,17 +1,19 @@
 """An LTX checkpoint: a folder that can be exported, and resumed.
 
-    checkpoint.json         config, explainee, data, steps done
-    explainer.safetensors   weights of the explainer network
+    checkpoint.json         config, explainee, data, steps done, the best validation
+    explainer.safetensors   weights of the explainer network: the last ones, or the best where training may stop early
+    history.jsonl           one line per step: losses, learning rate, validation
+    training_state.pt       last and best weights, optimiser, history: all that a resumed training needs
     samples.npz             images of the user's own kind, for the parity gate (not written for planted scenes)
-    history.jsonl           one line per step: losses, area, learning rate
-    training_state.pt       optimiser and step, to resume
 
-Every file is written under a temporary name and renamed; `checkpoint.json` is the first and
-`training_state.pt` needs no other than it, so an interruption between two files costs nothing.
+A save is all of the first four or none: each is written whole beside the old one, an empty file `.saved` says that the
+new ones count, and only then they take the old ones' places. A reader that finds `.saved` takes the new ones, so
+whenever a process is killed or the disk is full, the folder holds one step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...contracts import ImageSpec, Uint8
 from ...errors import ModelError, OutputError, UsageError, require
@@ -33,12 +35,13 @@ __all__ = ["CheckpointRecord", "load_checkpoint", "load_samples", "read_record",
 
 RECORD_FILE, WEIGHTS_FILE, SAMPLES_FILE = "checkpoint.json", "explainer.safetensors", "samples.npz"
 HISTORY_FILE, STATE_FILE = "history.jsonl", "training_state.pt"
+SAVED_MARK = ".saved"
 FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """What `checkpoint.json` says."""
+    """What `checkpoint.json` says; `best_step` and `best_score` are None where nothing was validated."""
 
     config: LTXConfig
     layers: tuple[str, ...]
@@ -51,6 +54,8 @@ class CheckpointRecord:
     step: int
     format: int = FORMAT
     method: str = "ltx"
+    best_step: int | None = None
+    best_score: float | None = None
 
     @classmethod
     def of(cls, explainer: LTXExplainer, config: LTXConfig, data: str, step: int) -> CheckpointRecord:
@@ -71,35 +76,54 @@ class CheckpointRecord:
 
 def save_checkpoint(
     folder: Path,
-    explainer: LTXExplainer,
     record: CheckpointRecord,
+    weights: Mapping[str, Tensor],
     state: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
 ) -> None:
-    """Write a checkpoint.
+    """Write a checkpoint: all files of the new step, or none.
+
+    Args:
+        folder: made where it is missing.
+        record: what the checkpoint is.
+        weights: of the explainer network, for those who load or export it.
+        state: for those who resume the training.
+        history: one row per step.
 
     Raises:
         OutputError: the folder cannot be written; what was there stays as it was.
     """
     safetensors = require("safetensors.torch", extra="train", purpose="writing checkpoints")
-    weights = {name: value.detach().cpu().contiguous() for name, value in explainer.network.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    writers: dict[str, Callable[[Path], object]] = {
+        RECORD_FILE: lambda path: path.write_text(json.dumps(asdict(record), indent=2) + "\n"),
+        STATE_FILE: lambda path: torch.save(dict(state), path),
+        WEIGHTS_FILE: lambda path: safetensors.save_file(tensors, path),
+        HISTORY_FILE: lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in history)),
+    }
+    full = require("safetensors", extra="train", purpose="writing checkpoints").SafetensorError
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / RECORD_FILE, lambda path: path.write_text(json.dumps(asdict(record), indent=2) + "\n"))
-        _replace(folder / STATE_FILE, lambda path: torch.save(dict(state), path))
-        _replace(folder / WEIGHTS_FILE, lambda path: safetensors.save_file(weights, path))
-        _replace(
-            folder / HISTORY_FILE, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in history))
-        )
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"cannot write the checkpoint '{folder}': {str(error).splitlines()[0]}") from None
+        _finish_save(folder)
+        for name, write in writers.items():
+            _write_whole(_new(folder, name), write)
+        (folder / SAVED_MARK).touch()
+        _finish_save(folder)
+    except (OSError, RuntimeError, full) as error:
+        raise OutputError(f"cannot write the checkpoint '{folder}': {_first_line(error)}") from None
+    finally:
+        if not (folder / SAVED_MARK).exists():
+            for name in writers:
+                with contextlib.suppress(OSError):
+                    _new(folder, name).unlink(missing_ok=True)
 
 
 def save_samples(folder: Path, images: Uint8) -> None:
     """Keep images (N, H, W, 3) with the checkpoint, for the parity gate."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / SAMPLES_FILE, lambda path: _savez(path, images))
+        _write_whole(_new(folder, SAMPLES_FILE), lambda path: _savez(path, images))
+        os.replace(_new(folder, SAMPLES_FILE), folder / SAMPLES_FILE)
     except OSError as error:
         raise OutputError(f"cannot write into '{folder}': {error.strerror or error}") from None
 
@@ -119,7 +143,7 @@ def read_record(folder: Path) -> CheckpointRecord:
     Raises:
         ModelError: no checkpoint, damaged, or of a newer format.
     """
-    path = folder / RECORD_FILE
+    path = _current(folder, RECORD_FILE)
     if not path.is_file():
         raise ModelError(
             f"'{folder}' is not a checkpoint: it has no {RECORD_FILE}; make one with: saccade train ltx --out {folder}"
@@ -145,9 +169,7 @@ def read_record(folder: Path) -> CheckpointRecord:
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise ModelError(
-            f"the checkpoint '{path}' is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from None
+        raise ModelError(f"the checkpoint '{folder / RECORD_FILE}' is damaged: {_first_line(error)}") from None
 
 
 def load_checkpoint(
@@ -180,22 +202,49 @@ def load_checkpoint(
     explainee = replace(explainee, image_spec=record.image_spec, class_names=record.class_names)
     layers = () if record.config.backbone else record.layers
     explainer = build_ltx(explainee, replace(record.config, layers=layers), pretrained=False)
-    load_weights(explainer.network, folder / WEIGHTS_FILE)
-    return explainer.eval(), record
+    while True:
+        load_weights(explainer.network, _current(folder, WEIGHTS_FILE))
+        before, record = record, read_record(folder)
+        if record.step == before.step:  # no training has saved another step meanwhile
+            return explainer.eval(), record
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """A training was saved here, or a checkpoint copied."""
+    return _current(folder, RECORD_FILE).exists()
 
 
 def load_training_state(folder: Path) -> dict[str, Any] | None:
-    """Optimiser state and step of an interrupted training, or None."""
-    path = folder / STATE_FILE
+    """The state that `save_checkpoint` was given last, on the CPU, or None.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    path = _current(folder, STATE_FILE)
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch meets in the bytes
+        raise damaged_state(folder, error) from None
     return state
+
+
+def damaged_state(folder: Path, error: Exception) -> ModelError:
+    """The error for a training state that cannot be used."""
+    return ModelError(
+        f"the training state '{folder / STATE_FILE}' is damaged and cannot be resumed: {_first_line(error)}; "
+        "start again with another --out"
+    )
 
 
 def network_state(network: nn.Module) -> dict[str, Any]:
     """A copy of the network's state, safe to keep while training goes on."""
     return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _given_names(record: CheckpointRecord) -> tuple[str, ...] | None:
@@ -207,13 +256,30 @@ def _given_names(record: CheckpointRecord) -> tuple[str, ...] | None:
     )
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _new(folder: Path, name: str) -> Path:
+    return folder / f".new-{name}"  # keeps its suffix, by which readers know the format
+
+
+def _current(folder: Path, name: str) -> Path:
+    """The file that counts: the new one, where a save was interrupted after its mark."""
+    new = _new(folder, name)
+    return new if (folder / SAVED_MARK).exists() and new.exists() else folder / name
+
+
+def _finish_save(folder: Path) -> None:
+    if not (folder / SAVED_MARK).exists():
+        return
+    for name in (RECORD_FILE, STATE_FILE, WEIGHTS_FILE, HISTORY_FILE):
+        if _new(folder, name).exists():
+            os.replace(_new(folder, name), folder / name)
+    (folder / SAVED_MARK).unlink()
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file and have the disk keep it before anything says that it is there."""
+    write(path)
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _savez(path: Path, images: Uint8) -> None:

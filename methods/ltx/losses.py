@@ -1,7 +1,9 @@
-"""What LTX training minimises."""
+"""What LTX training minimises. Every term is one number per image; the batch's loss is their mean."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,49 +12,67 @@ from torch import Tensor
 
 from .config import AreaForm, LTXConfig
 
-__all__ = ["LTXLosses", "area_loss", "complement_loss", "preserve_loss", "total_loss"]
+__all__ = ["TERMS", "LTXLosses", "area_loss", "complement_loss", "entropy_loss", "preserve_loss", "total_loss"]
+
+TERMS = ("preserve", "complement", "area", "entropy")
 
 
 @dataclass(frozen=True)
 class LTXLosses:
-    """The terms before weighting, and their weighted sum; scalars, means over the batch."""
+    """The losses of a batch.
 
-    preserve: Tensor
-    complement: Tensor
-    area: Tensor
+    Attributes:
+        terms: by name, before weighting, one number per image, (N,); a term whose weight is 0 is not there.
+        total: mean over the batch of their weighted sum, a scalar.
+    """
+
+    terms: Mapping[str, Tensor]
     total: Tensor
-
-    def detached(self) -> LTXLosses:
-        """The same numbers without their graphs."""
-        return LTXLosses(self.preserve.detach(), self.complement.detach(), self.area.detach(), self.total.detach())
 
 
 def preserve_loss(kept_logits: Tensor, target: Tensor) -> Tensor:
-    """CE(f(x ∘ m), y): what the mask keeps must be enough for the target class (Barkan et al. 2023)."""
-    return F.cross_entropy(kept_logits, target)
+    """CE(f(x ∘ m), y), (N,): what the mask keeps must be enough for the target class (Barkan et al. 2023)."""
+    return F.cross_entropy(kept_logits, target, reduction="none")
 
 
 def complement_loss(removed_logits: Tensor, target: Tensor) -> Tensor:
-    """−log(1 − p_y(x ∘ (1 − m))): without what the mask keeps, the target class must go.
+    """−log(1 − p_y(x ∘ (1 − m))), (N,): without what the mask keeps, the target class must go.
 
     The counterfactual term of the paper, in a form that is bounded below and whose gradient fades once the class is
     gone; −CE, its literal form, rewards driving the probability to zero without end.
     """
     others = removed_logits.masked_fill(F.one_hot(target, removed_logits.shape[1]).bool(), float("-inf"))
-    return (removed_logits.logsumexp(1) - others.logsumexp(1)).mean()
+    return removed_logits.logsumexp(1) - others.logsumexp(1)
 
 
 def area_loss(mask: Tensor, form: AreaForm) -> Tensor:
-    """Mean of the mask, or of softplus(mask): the published "BCE against 0" of values already in (0, 1)."""
-    return mask.mean() if form == "l1" else F.softplus(mask).mean()
+    """Mean over each mask's pixels, (N,), of m, or of softplus(m): the published "BCE against 0" of values already in
+    (0, 1).
+    """
+    return (mask if form == "l1" else F.softplus(mask)).flatten(1).mean(1)
+
+
+def entropy_loss(mask: Tensor) -> Tensor:
+    """Mean over each mask's pixels, (N,), of −(m log₂ m + (1 − m) log₂(1 − m)): 0 where every pixel is kept or
+    removed, 1 where every pixel is half kept.
+    """
+    inside = mask.clamp(1e-6, 1 - 1e-6)  # the slope is infinite at 0 and 1
+    bits = -(inside * inside.log() + (1 - inside) * (-inside).log1p()) / math.log(2)
+    return bits.flatten(1).mean(1)
 
 
 def total_loss(
-    kept_logits: Tensor, removed_logits: Tensor | None, mask: Tensor, target: Tensor, config: LTXConfig
+    kept_logits: Tensor | None, removed_logits: Tensor | None, mask: Tensor, target: Tensor, config: LTXConfig
 ) -> LTXLosses:
-    """The weighted sum of the terms; pass no removed logits where the complement term is off."""
-    preserve = preserve_loss(kept_logits, target)
-    complement = torch.zeros_like(preserve) if removed_logits is None else complement_loss(removed_logits, target)
-    area = area_loss(mask, config.area_form)
-    total = config.preserve * preserve + config.complement * complement + config.area * area
-    return LTXLosses(preserve, complement, area, total)
+    """The losses of a batch; pass no logits for a term that is off."""
+    terms: dict[str, Tensor] = {}
+    if kept_logits is not None:
+        terms["preserve"] = preserve_loss(kept_logits, target)
+    if removed_logits is not None:
+        terms["complement"] = complement_loss(removed_logits, target)
+    if config.area:
+        terms["area"] = area_loss(mask, config.area_form)
+    if config.entropy:
+        terms["entropy"] = entropy_loss(mask)
+    weighted = [getattr(config, name) * values.mean() for name, values in terms.items()]
+    return LTXLosses(terms, torch.stack(weighted).sum())

@@ -4,50 +4,88 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...contracts import Floats, Uint8
-from ...errors import ModelError, UsageError
+from ...errors import UsageError
 from ..explainee import Explainee, guest
-from ..perturb import make_baseline, perturb
-from .checkpoint import CheckpointRecord, load_training_state, network_state, read_record, save_checkpoint
+from ..features import device_of
+from .checkpoint import (
+    CheckpointRecord,
+    damaged_state,
+    has_checkpoint,
+    load_training_state,
+    network_state,
+    read_record,
+    save_checkpoint,
+)
 from .config import LTXConfig
-from .losses import LTXLosses, total_loss
 from .model import LTXExplainer, build_ltx
+from .processes import OneProcess, open_processes
+from .step import take_step
+from .stream import ImageStream, names_of, prefetched
 
-__all__ = ["ImageStream", "StepReport", "train_ltx"]
+__all__ = ["StepReport", "Validate", "learning_rate", "masks_of", "to_float", "train_ltx"]
 
-ImageStream = Callable[[int], Uint8]
-"""From a step to that step's images, uint8 (B, H, W, 3) at the model's size. A pure function of the step, so that an
-interrupted training goes on as if nothing had happened."""
+Validate = Callable[[LTXExplainer], float]
+"""How good an explainer is on images that it is not trained on; higher is better."""
 
 SAVE_EVERY = 100
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did, for progress bars and curves; the terms are before weighting."""
+    """What a step did, for progress bars and curves.
+
+    Attributes:
+        step: from 1.
+        terms: mean over the batch of each loss that has a weight, before weighting.
+        total: their weighted sum.
+        learning_rate: that the step was taken with.
+        seconds: that it took.
+        validation: the score after the step, where it was validated.
+    """
 
     step: int
-    preserve: float
-    complement: float
-    area: float
+    terms: Mapping[str, float]
     total: float
     learning_rate: float
     seconds: float
+    validation: float | None = None
 
     def row(self) -> dict[str, float]:
         """The report without its duration, which no resumed run can repeat."""
-        return {name: value for name, value in vars(self).items() if name != "seconds"}
+        row = {"step": self.step, **self.terms, "total": self.total, "learning_rate": self.learning_rate}
+        return row if self.validation is None else row | {"validation": self.validation}
+
+
+@dataclass
+class _Course:
+    """What a training knows besides the last weights and the optimiser; a resumed one goes on from it."""
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_step: int | None = None
+    best_score: float | None = None
+    best_network: dict[str, Tensor] | None = None
+    validations_since_best: int = 0
+
+    def validated(self, score: float, network: nn.Module) -> None:
+        if self.best_score is None or score > self.best_score:
+            self.best_step, self.best_score, self.best_network = self.step, score, network_state(network)
+            self.validations_since_best = 0
+        else:
+            self.validations_since_best += 1
+
+    def is_over(self, config: LTXConfig) -> bool:
+        return self.step >= config.steps or 0 < config.patience <= self.validations_since_best
 
 
 def train_ltx(
@@ -58,12 +96,15 @@ def train_ltx(
     *,
     data: str,
     resume: bool = False,
+    validate: Validate | None = None,
+    processes: OneProcess | None = None,
     on_step: Callable[[StepReport, LTXExplainer], None] | None = None,
 ) -> LTXExplainer:
     """Train an explainer and keep checkpoints in a folder.
 
     The explainee is left as found. Each step: predict the images, mask them, and ask the explainee about what is kept
-    and, for the complement term, about what is left without it; both in one batch.
+    and, for the complement term, about what is left without it; both in one batch. With several processes each takes
+    its share of every step's images, the sums are those of all of them, and the first one validates and saves.
 
     Args:
         explainee: the classifier to explain.
@@ -71,50 +112,63 @@ def train_ltx(
         config: settings.
         out: folder of the checkpoint; written every 100 steps and at the end.
         data: where the images come from, in words; goes into the checkpoint.
-        resume: go on from the checkpoint in `out`, with the same config.
-        on_step: called after every step.
+        resume: go on from the checkpoint in `out`, with the same config and data.
+        validate: asked every `config.validate_every` steps and after the last one.
+        processes: where to compute; by default this process, where the explainee lies.
+        on_step: called after every step, in the first process.
+
+    Returns:
+        The explainer with its last weights, or with its best ones where `config.patience` is set.
 
     Raises:
-        ModelError: the loss is not finite any more; the message names step and term.
-        UsageError: `out` holds a training and `resume` is not set, or a training with another config.
+        ModelError: a loss or a gradient is not finite any more; the message names step, term and images. The weights
+            are those before that step.
+        UsageError: `out` holds a training and `resume` is not set, or a training with another config; patience without
+            `validate`.
     """
+    if config.patience and validate is None:
+        raise UsageError("patience counts validations, and there is nothing to validate with")
+    processes = processes or open_processes(config.precision, device_of(explainee.model))
     torch.manual_seed(config.seed)
     with guest(explainee.model):
         explainer = build_ltx(explainee, config)
-        optimizer = torch.optim.AdamW(
-            explainer.network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay
-        )
-        first, history = _restore(out, explainer, optimizer, config, resume)
+        network = explainer.network
+        processes.prepare(network)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay)
+        record = CheckpointRecord.of(explainer, config, data, 0)
+        course = _restore(out, record, network, optimizer, processes, resume)
         explainer.train()
-        for step, batch in _prefetched(images, first, config.steps):
+        share = slice(processes.rank, None, processes.count)
+        steps = 0 if course.is_over(config) else config.steps
+        for step, batch in prefetched(images, course.step, steps, share):
             began = time.perf_counter()
             rate = learning_rate(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            losses = _train_step(explainer, optimizer, batch, config, step)
-            report = StepReport(
-                step=step + 1,
-                preserve=float(losses.preserve),
-                complement=float(losses.complement),
-                area=float(losses.area),
-                total=float(losses.total),
-                learning_rate=rate,
-                seconds=time.perf_counter() - began,
-            )
-            history.append(report.row())
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
-                state = {
-                    "step": step + 1,
-                    "network": network_state(explainer.network),
-                    "optimizer": optimizer.state_dict(),
-                    "history": history,
-                }
-                save_checkpoint(out, explainer, CheckpointRecord.of(explainer, config, data, step + 1), state, history)
-            if on_step is not None:
+            pixels = to_float(batch, explainer)
+            names = partial(names_of, images, step)
+            terms = take_step(explainer, optimizer, pixels, config, processes, step, names)
+            seconds = time.perf_counter() - began
+            total = sum(getattr(config, name) * value for name, value in terms.items())
+            report = StepReport(step + 1, terms, total, rate, seconds)
+            course.step = step + 1
+            if validate is not None and _is_due(course.step, config.validate_every, config):
+                score = processes.first(validate(explainer) if processes.rank == 0 else 0.0)
+                explainer.train()
+                course.validated(score, network)
+                report = replace(report, validation=score)
+            course.history.append(report.row())
+            over = course.is_over(config)
+            if processes.rank == 0 and (over or course.step % SAVE_EVERY == 0):
+                _save(out, record, network, optimizer, processes, course, config)
+            if on_step is not None and processes.rank == 0:
                 on_step(report, explainer)
                 explainer.train()
-        explainer.eval()
-    return explainer
+            if over:
+                break
+        if config.patience and course.best_network is not None:
+            network.load_state_dict(course.best_network)
+        return explainer.eval()
 
 
 def learning_rate(step: int, config: LTXConfig) -> float:
@@ -141,69 +195,62 @@ def to_float(images: Uint8, module: nn.Module) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def _train_step(
-    explainer: LTXExplainer, optimizer: torch.optim.Optimizer, batch: Uint8, config: LTXConfig, step: int
-) -> LTXLosses:
-    explainee = explainer.explainee
-    pixels = to_float(batch, explainer)
-    baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
-    with _autocast(pixels.device.type, config):
-        # the explainee is frozen, so this leaves a graph for the network alone
-        plain = explainer.predict(explainee.normalise(pixels))
-        mask = explainer.upsample(plain.selection.float())
-        views = [perturb(pixels, mask, baseline)]
-        if config.complement > 0:
-            views.append(perturb(pixels, 1 - mask, baseline))
-        logits = explainer.classifier(explainee.normalise(torch.cat(views))).float()
-        kept, removed = logits[: len(pixels)], logits[len(pixels) :] if config.complement > 0 else None
-        losses = total_loss(kept, removed, mask, plain.target[:, 0], config)
-    _refuse_nan(losses, step)
-    optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(explainer.network.parameters(), config.clip)
-    optimizer.step()
-    return losses.detached()
+def _is_due(step: int, every: int, config: LTXConfig) -> bool:
+    return every > 0 and (step % every == 0 or step == config.steps)
 
 
-def _refuse_nan(losses: LTXLosses, step: int) -> None:
-    for name in ("preserve", "complement", "area"):
-        if not bool(torch.isfinite(getattr(losses, name))):
-            raise ModelError(
-                f"training stopped at step {step + 1}: the {name} loss is not finite; "
-                "lower --learning-rate, or check the images and weights"
-            )
-
-
-def _autocast(device: str, config: LTXConfig) -> AbstractContextManager[Any]:
-    return torch.autocast(device, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+def _save(
+    out: Path,
+    record: CheckpointRecord,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    processes: OneProcess,
+    course: _Course,
+    config: LTXConfig,
+) -> None:
+    last = network_state(network)
+    state = {
+        "course": vars(course),
+        "network": last,
+        "optimizer": optimizer.state_dict(),
+        "processes": processes.state(),
+    }
+    used = course.best_network if config.patience and course.best_network is not None else last
+    record = replace(record, step=course.step, best_step=course.best_step, best_score=course.best_score)
+    save_checkpoint(out, record, used, state, course.history)
 
 
 def _restore(
-    out: Path, explainer: LTXExplainer, optimizer: torch.optim.Optimizer, config: LTXConfig, resume: bool
-) -> tuple[int, list[dict[str, float]]]:
-    state = load_training_state(out)
-    if state is None:
-        return 0, []
+    out: Path,
+    wanted: CheckpointRecord,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    processes: OneProcess,
+    resume: bool,
+) -> _Course:
+    if not has_checkpoint(out):
+        return _Course()
     if not resume:
         raise UsageError(f"'{out}' already holds a training; go on with --resume, or choose another --out")
     record = read_record(out)
-    if record.fingerprint != explainer.explainee.fingerprint:
+    if record.fingerprint != wanted.fingerprint:
         raise UsageError(f"'{out}' was trained for another explainee, {record.explainee}; choose another --out")
-    if record.config != config:
+    if record.config != wanted.config:
         raise UsageError(
             f"'{out}' was trained with other settings; resume with the same options, or choose another --out"
         )
-    explainer.network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), list(state["history"])
-
-
-def _prefetched(images: ImageStream, first: int, steps: int) -> Iterator[tuple[int, Uint8]]:
-    """Steps with their images, the next ones being made in a thread meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix="saccade-images") as pool:
-        ahead = [pool.submit(images, step) for step in range(first, min(first + 3, steps))]
-        for step in range(first, steps):
-            done = ahead.pop(0)
-            if step + 3 < steps:
-                ahead.append(pool.submit(images, step + 3))
-            yield step, done.result()
+    if record.data != wanted.data:
+        raise UsageError(
+            f"'{out}' was trained on other images, {record.data}; resume with them, or choose another --out"
+        )
+    state = load_training_state(out)
+    if state is None:
+        raise UsageError(f"'{out}' holds no training state to go on from, only its result; choose another --out")
+    try:
+        course = _Course(**state["course"])
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        processes.restore(state["processes"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise damaged_state(out, error) from None
+    return course

@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 from torch import Tensor
 
 from saccade.methods.ltx.config import LTXConfig
-from saccade.methods.ltx.losses import area_loss, complement_loss, preserve_loss, total_loss
+from saccade.methods.ltx.losses import area_loss, complement_loss, entropy_loss, preserve_loss, total_loss
 
 Array = np.ndarray
 
@@ -38,12 +39,12 @@ def target(rng: np.random.Generator) -> Tensor:
 
 def test_preserve_is_the_cross_entropy(logits: Tensor, target: Tensor) -> None:
     expected = preserve_by_hand(logits.double().numpy(), target.numpy())
-    assert float(preserve_loss(logits, target)) == pytest.approx(expected, rel=1e-5)
+    assert float(preserve_loss(logits, target).mean()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_complement_is_the_logarithm_of_what_the_others_have(logits: Tensor, target: Tensor) -> None:
     expected = complement_by_hand(logits.double().numpy(), target.numpy())
-    assert float(complement_loss(logits, target)) == pytest.approx(expected, rel=1e-5)
+    assert float(complement_loss(logits, target).mean()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_the_losses_are_right_for_extreme_logits(row: tuple[float, ...]) -> None
     logits, target = torch.tensor([row], requires_grad=True), torch.tensor([0])
     exact = np.array([row], dtype=np.longdouble)
     for loss, by_hand in ((preserve_loss, preserve_by_hand), (complement_loss, complement_by_hand)):
-        value = loss(logits, target)
+        value = loss(logits, target).sum()
         assert float(value.detach()) == pytest.approx(by_hand(exact, np.array([0])), rel=1e-5, abs=1e-5)
         (gradient,) = torch.autograd.grad(value, logits)
         assert torch.isfinite(gradient).all()
@@ -70,7 +71,7 @@ def test_the_complement_rises_with_the_probability_and_rests_once_the_class_is_g
     values, slopes = [], []
     for gap in gaps:
         logits = torch.tensor([[gap, 0.0, 0.0]], requires_grad=True)
-        loss = complement_loss(logits, torch.tensor([0]))
+        loss = complement_loss(logits, torch.tensor([0])).sum()
         values.append(float(loss.detach()))
         slopes.append(float(torch.autograd.grad(loss, logits)[0].abs().max()))
     assert values == sorted(values)
@@ -80,41 +81,59 @@ def test_the_complement_rises_with_the_probability_and_rests_once_the_class_is_g
     assert slopes[-1] > 0.9
 
 
-def test_both_area_forms_follow_their_formulas(rng: np.random.Generator) -> None:
+def test_both_area_forms_follow_their_formulas_for_every_image(rng: np.random.Generator) -> None:
     mask = rng.random((3, 1, 8, 9), dtype=np.float32)
     exact = mask.astype(np.float64)
-    assert float(area_loss(torch.from_numpy(mask), "l1")) == pytest.approx(exact.mean(), rel=1e-6)
-    assert float(area_loss(torch.from_numpy(mask), "softplus")) == pytest.approx(
-        np.log1p(np.exp(exact)).mean(), rel=1e-6
-    )
+    for form, of in (("l1", exact), ("softplus", np.log1p(np.exp(exact)))):
+        expected = [image.mean() for image in of]
+        assert area_loss(torch.from_numpy(mask), form).tolist() == pytest.approx(expected, rel=1e-6)  # type: ignore[arg-type]
+
+
+def test_the_entropy_is_that_of_a_coin_per_pixel(rng: np.random.Generator) -> None:
+    mask = rng.random((3, 1, 8, 9), dtype=np.float32)
+    expected = [np.mean([entropy([p, 1 - p], base=2) for p in image.ravel().astype(float)]) for image in mask]
+    assert entropy_loss(torch.from_numpy(mask)).tolist() == pytest.approx(expected, rel=1e-5)
+    decided = torch.from_numpy((mask > 0.5).astype(np.float32)).requires_grad_()
+    assert entropy_loss(decided).tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+    assert torch.isfinite(torch.autograd.grad(entropy_loss(decided).sum(), decided)[0]).all()
+    assert entropy_loss(torch.full((2, 1, 4, 4), 0.5)).tolist() == pytest.approx([1, 1])
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms(logits: Tensor, target: Tensor, rng: np.random.Generator) -> None:
     removed = torch.from_numpy(rng.normal(0, 3, (6, 5)).astype(np.float32))
     mask = torch.from_numpy(rng.random((6, 1, 4, 4), dtype=np.float32))
-    config = LTXConfig(preserve=0.7, complement=2.5, area=1.3, area_form="softplus")
+    config = LTXConfig(preserve=0.7, complement=2.5, area=1.3, area_form="softplus", entropy=0.4)
     losses = total_loss(logits, removed, mask, target, config)
-    preserve = preserve_by_hand(logits.double().numpy(), target.numpy())
-    complement = complement_by_hand(removed.double().numpy(), target.numpy())
-    area = np.log1p(np.exp(mask.double().numpy())).mean()
-    assert float(losses.preserve) == pytest.approx(preserve, rel=1e-5)
-    assert float(losses.complement) == pytest.approx(complement, rel=1e-5)
-    assert float(losses.area) == pytest.approx(area, rel=1e-5)
-    assert float(losses.total) == pytest.approx(0.7 * preserve + 2.5 * complement + 1.3 * area, rel=1e-5)
+    exact = mask.double().numpy()
+    expected = {
+        "preserve": preserve_by_hand(logits.double().numpy(), target.numpy()),
+        "complement": complement_by_hand(removed.double().numpy(), target.numpy()),
+        "area": np.log1p(np.exp(exact)).mean(),
+        "entropy": entropy(np.stack([exact, 1 - exact]), base=2, axis=0).mean(),
+    }
+    assert {name: float(values.mean()) for name, values in losses.terms.items()} == pytest.approx(expected, rel=1e-5)
+    assert all(values.shape == (6,) for values in losses.terms.values())
+    weighted = 0.7 * expected["preserve"] + 2.5 * expected["complement"] + 1.3 * expected["area"]
+    assert float(losses.total) == pytest.approx(weighted + 0.4 * expected["entropy"], rel=1e-5)
 
 
-def test_without_removed_logits_the_total_has_no_complement(logits: Tensor, target: Tensor) -> None:
+def test_an_image_has_the_losses_that_it_has_alone(logits: Tensor, target: Tensor, rng: np.random.Generator) -> None:
+    mask = torch.from_numpy(rng.random((6, 1, 4, 4), dtype=np.float32))
+    config = LTXConfig(entropy=1.0)
+    together = total_loss(logits, logits.flip(1), mask, target, config)
+    for place in range(6):
+        only = slice(place, place + 1)
+        alone = total_loss(logits[only], logits.flip(1)[only], mask[only], target[only], config)
+        for name, values in alone.terms.items():
+            assert float(together.terms[name][place]) == pytest.approx(float(values), rel=1e-6)
+
+
+def test_terms_without_a_weight_are_not_there(logits: Tensor, target: Tensor) -> None:
     mask = torch.full((6, 1, 4, 4), 0.25)
     losses = total_loss(logits, None, mask, target, LTXConfig(complement=0, area=2))
-    assert float(losses.complement) == 0
+    assert set(losses.terms) == {"preserve", "area"}
     expected = preserve_by_hand(logits.double().numpy(), target.numpy()) + 2 * 0.25
     assert float(losses.total) == pytest.approx(expected, rel=1e-5)
-
-
-def test_detached_losses_keep_their_values_and_lose_their_graphs(logits: Tensor, target: Tensor) -> None:
-    mask = torch.full((6, 1, 4, 4), 0.25, requires_grad=True)
-    losses = total_loss(logits.requires_grad_(), logits, mask, target, LTXConfig())
-    assert losses.total.requires_grad
-    for name, value in vars(losses.detached()).items():
-        assert not value.requires_grad
-        assert torch.equal(value, getattr(losses, name))
+    losses = total_loss(None, logits, mask, target, LTXConfig(preserve=0, area=0))
+    assert set(losses.terms) == {"complement"}
+    assert float(losses.total) == pytest.approx(complement_by_hand(logits.double().numpy(), target.numpy()), rel=1e-5)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from saccade.contracts import ImageSpec, Uint8
 from saccade.errors import ModelError, OutputError, UsageError
 from saccade.methods.explainee import Explainee, fingerprint, load_explainee
-from saccade.methods.ltx import checkpoint as checkpoint_module
 from saccade.methods.ltx import train as train_module
 from saccade.methods.ltx.checkpoint import load_checkpoint, load_samples, read_record, save_samples
 from saccade.methods.ltx.config import LTXConfig
@@ -197,7 +196,8 @@ def test_the_first_step_reports_the_losses_of_its_masks(
     train_ltx(explainee, few, config, tmp_path, data="squares")
     (row,) = history_of(tmp_path)
     assert row["preserve"] == pytest.approx(preserve, rel=1e-4)
-    assert row["complement"] == pytest.approx(counterfactual, rel=1e-4)
+    assert row.get("complement", 0.0) == pytest.approx(counterfactual, rel=1e-4)
+    assert ("complement" in row) == (complement > 0)
     assert row["area"] == pytest.approx(area, rel=1e-5)
     assert row["total"] == pytest.approx(preserve + complement * counterfactual + 0.3 * area, rel=1e-4)
 
@@ -248,30 +248,6 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     assert read_record(tmp_path / "parts") == read_record(tmp_path / "whole")
     stored = (tmp_path / "parts" / "explainer.safetensors").read_bytes()
     assert stored == (tmp_path / "whole" / "explainer.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize("at_save", [1, 2])
-@pytest.mark.parametrize("after_files", [0, 1, 2, 3])
-def test_an_interruption_between_two_files_costs_nothing(
-    explainee: Explainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_save: int, after_files: int
-) -> None:
-    monkeypatch.setattr(train_module, "SAVE_EVERY", 5)
-    whole = train_ltx(explainee, few, short(), tmp_path / "whole", data="squares")
-    write, written = checkpoint_module._replace, []
-
-    def write_or_stop(path: Path, how: Callable[[Path], object]) -> None:
-        if len(written) == 4 * (at_save - 1) + after_files:
-            raise Interrupted
-        written.append(path)
-        write(path, how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "_replace", write_or_stop)
-        with pytest.raises(Interrupted):
-            train_ltx(explainee, few, short(), tmp_path / "parts", data="squares")
-    parts = train_ltx(explainee, few, short(), tmp_path / "parts", data="squares", resume=True)
-    assert states_equal(parts.network, whole.network)
-    assert history_of(tmp_path / "parts") == history_of(tmp_path / "whole")
 
 
 def test_what_a_caller_does_between_steps_does_not_change_the_training(explainee: Explainee, tmp_path: Path) -> None:
@@ -332,29 +308,6 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(explainee: Explaine
 
 
 # ---- what goes wrong
-
-
-def test_weights_that_are_not_finite_any_more_stop_the_training(explainee: Explainee, tmp_path: Path) -> None:
-    def poison(report: StepReport, explainer: LTXExplainer) -> None:
-        if report.step == 3:
-            next(explainer.network.parameters()).data.fill_(float("nan"))
-
-    with pytest.raises(ModelError, match=r"step 4: the preserve loss is not finite; lower --learning-rate"):
-        train_ltx(explainee, few, short(), tmp_path, data="squares", on_step=poison)
-    assert fingerprint(explainee.model) == explainee.fingerprint
-    assert not (tmp_path / "checkpoint.json").exists()
-
-
-def test_the_term_that_is_not_finite_is_named(tmp_path: Path) -> None:
-    class FailsWithoutEvidence(SquareCNN):
-        """Its logits are not finite for the second half of a batch of two views."""
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits = super().forward(x)
-            return logits if len(x) < 16 else torch.cat([logits[:8], logits[8:] * float("nan")])
-
-    with pytest.raises(ModelError, match=r"step 1: the complement loss is not finite"):
-        train_ltx(to_explainee(FailsWithoutEvidence()), few, short(), tmp_path, data="squares")
 
 
 def test_a_stream_that_fails_ends_the_training_with_its_own_error(explainee: Explainee, tmp_path: Path) -> None:
@@ -607,7 +560,7 @@ def test_no_partial_files_are_left(folder: Path) -> None:
         ({"form": "both"}, "unknown form 'both'; there are: shared, own"),
         ({"area_form": "l2"}, "unknown area form 'l2'; there are: l1, softplus"),
         ({"baseline": "grey"}, "unknown baseline 'grey'; there are: black, mean, blur"),
-        ({"precision": "fp16"}, "unknown precision 'fp16'; there are: fp32, bf16"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'; there are: fp32, bf16, fp16"),
         ({"steps": 0}, "steps"),
         ({"steps": -3}, "steps"),
         ({"batch_size": 0}, "batch size"),
@@ -616,6 +569,7 @@ def test_no_partial_files_are_left(folder: Path) -> None:
         ({"complement": -1.0}, "weights of the losses"),
         ({"area": -1e-9}, "weights of the losses"),
         ({"area": math.nan}, "weights of the losses"),
+        ({"entropy": -1.0}, "weights of the losses"),
         ({"preserve": math.inf}, "weights of the losses"),
         ({"preserve": 0.0, "complement": 0.0}, "preserve or complement is positive"),
         ({"warmup": 1.0}, "warmup"),
@@ -629,6 +583,9 @@ def test_no_partial_files_are_left(folder: Path) -> None:
         ({"weight_decay": math.nan}, "weight decay"),
         ({"clip": 0.0}, "clip"),
         ({"clip": math.nan}, "clip"),
+        ({"validate_every": -1}, "not negative"),
+        ({"patience": -1}, "not negative"),
+        ({"patience": 2, "validate_every": 0}, "patience counts validations"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -1,0 +1,134 @@
+"""One step of LTX training: losses, gradients, and nothing changed where they are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...errors import ModelError
+from ..perturb import make_baseline, perturb
+from .config import LTXConfig
+from .losses import LTXLosses, total_loss
+from .model import LTXExplainer
+from .processes import OneProcess
+from .targets import choose_targets, generator_of, paste_neighbours
+
+__all__ = ["take_step"]
+
+
+def take_step(
+    explainer: LTXExplainer,
+    optimizer: torch.optim.Optimizer,
+    pixels: Tensor,
+    config: LTXConfig,
+    processes: OneProcess,
+    step: int,
+    names: Callable[[int], Sequence[str]],
+) -> dict[str, float]:
+    """Update the network once.
+
+    Args:
+        explainer: whose network is trained.
+        optimizer: of the network's parameters.
+        pixels: this process's images, (N, 3, H, W) in [0, 1]: of all images every `processes.count`-th.
+        config: settings.
+        processes: what the sums go over.
+        step: from 0, for messages.
+        names: from the number of images in the step to their names.
+
+    Returns:
+        Each loss that has a weight, before weighting: its mean over the images of all processes.
+
+    Raises:
+        ModelError: a loss or a gradient is not finite. The network is as it was.
+    """
+    network = explainer.network
+    seed = step * processes.count + processes.rank
+    if config.class_conditional:
+        pixels = paste_neighbours(pixels, generator_of(config.seed, seed))
+    buffers = [buffer.clone() for buffer in network.buffers()]  # a forward pass moves the batch statistics
+    losses, _ = _losses(explainer, pixels, config, processes, seed)
+    count = round(float(processes.sum(torch.tensor(float(len(pixels)), device=pixels.device))))
+    values = _of_all_processes(losses.terms, count, processes)
+    try:
+        _refuse(values, "loss", step, names)
+        optimizer.zero_grad(set_to_none=True)
+        processes.backward(losses.total * (len(pixels) / count), network)
+        norm = processes.clip(network, optimizer, config.clip)
+        if not math.isfinite(norm) and not processes.skips(norm):
+            _refuse(_gradients(explainer, pixels, config, processes, count, seed), "gradient", step, names)
+            raise ModelError(_message(step, "the gradient of the network is not finite"))
+    except ModelError:
+        optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        raise
+    processes.step(optimizer)
+    return {name: float(each.mean()) for name, each in values.items()}
+
+
+def _losses(
+    explainer: LTXExplainer, pixels: Tensor, config: LTXConfig, processes: OneProcess, seed: int
+) -> tuple[LTXLosses, Tensor]:
+    """The losses, and the mask (N, 1, H, W) that they are of; of the predicted class, or of one chosen by the seed."""
+    explainee = explainer.explainee
+    baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
+    with processes.autocast():
+        # the explainee is frozen, so this leaves a graph for the network alone
+        choose = (
+            partial(choose_targets, generator=generator_of(config.seed, seed + 1)) if config.class_conditional else None
+        )
+        plain = explainer.predict(explainee.normalise(pixels), choose)
+        mask = explainer.upsample(plain.selection.float())
+        views = [perturb(pixels, mask, baseline)] if config.preserve else []
+        if config.complement:
+            views.append(perturb(pixels, 1 - mask, baseline))
+        logits = explainer.classifier(explainee.normalise(torch.cat(views))).float()
+        kept = logits[: len(pixels)] if config.preserve else None
+        removed = logits[-len(pixels) :] if config.complement else None
+        return total_loss(kept, removed, mask, plain.target[:, 0], config), mask
+
+
+def _gradients(
+    explainer: LTXExplainer, pixels: Tensor, config: LTXConfig, processes: OneProcess, count: int, seed: int
+) -> dict[str, Tensor]:
+    """Per term and image the sum of its gradient with respect to the image's mask: not finite where one of them is."""
+    losses, mask = _losses(explainer, pixels, config, processes, seed)
+    sums = {}
+    for name, values in losses.terms.items():
+        (gradient,) = torch.autograd.grad(values.sum(), mask, retain_graph=True)
+        sums[name] = gradient.flatten(1).double().sum(1)
+    return _of_all_processes(sums, count, processes)
+
+
+def _of_all_processes(terms: Mapping[str, Tensor], count: int, processes: OneProcess) -> dict[str, Tensor]:
+    """From numbers for this process's images those for all images of the step, (count,)."""
+    if processes.count == 1:
+        return {name: values.detach() for name, values in terms.items()}
+    whole = {}
+    for name, values in terms.items():
+        places = values.new_zeros(count)
+        places[processes.rank :: processes.count] = values.detach()
+        whole[name] = processes.sum(places)
+    return whole
+
+
+def _refuse(terms: Mapping[str, Tensor], what: str, step: int, names: Callable[[int], Sequence[str]]) -> None:
+    for term, values in terms.items():
+        broken = (~torch.isfinite(values)).nonzero().flatten().tolist()
+        if broken:
+            known = names(len(values))
+            first = ", ".join(known[place] for place in broken[:3])
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            subject = f"the {term} loss" if what == "loss" else f"the gradient of the {term} loss"
+            raise ModelError(_message(step, f"{subject} is not finite for {first}{more}"))
+
+
+def _message(step: int, problem: str) -> str:
+    return (
+        f"training stopped at step {step + 1}: {problem}; lower --learning-rate, or check these images and the weights"
+    )
