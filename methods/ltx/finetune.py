@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
+from ..attention import AttentionTap
 from ..explainee import guest
 from ..perturb import make_baseline, perturb
 from .config import LTXConfig
@@ -200,7 +201,8 @@ class _Run:
             found: Tensor = torch.func.functional_call(self.head, parameters, inputs)
             return found[0]
 
-        return torch.vmap(one)(self.parameters, self.features, self.target)
+        with AttentionTap():  # attention spelled out: the fused operator knows no vmap
+            return torch.vmap(one)(self.parameters, self.features, self.target)
 
     def _losses(self, selection: Tensor, step: int, both: bool) -> dict[str, Tensor]:
         """The weighted terms of this step, (N,) each; as in the pretraining, of the selection without evidence."""

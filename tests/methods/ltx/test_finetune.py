@@ -1,0 +1,223 @@
+"""Per-image fine-tuning against one image alone, and against a plain loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from random_weights import randomise
+from torch import Tensor
+
+from saccade.errors import ModelError, UsageError
+from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
+from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.ltx.config import LTXConfig
+from saccade.methods.ltx.finetune import FinetuneConfig, finetune
+from saccade.methods.ltx.heads import head_of
+from saccade.methods.ltx.model import LTXExplainer, build_ltx
+from saccade.methods.ltx.selection import score_masks
+
+LOSSES = LTXConfig(evidence=False)
+
+
+def explainer_of(explainee: Explainee, **settings: Any) -> LTXExplainer:
+    torch.manual_seed(4)
+    return build_ltx(explainee, LTXConfig(evidence=False, **settings))
+
+
+@pytest.fixture(scope="module")
+def vit() -> Explainee:
+    model = randomise(ScenesViT(width=16, depth=3, heads=2)).requires_grad_(False)
+    return Explainee(model, IMAGE_SPEC, tuple("abcdefghij"), "python:a:b", "random", fingerprint(model))
+
+
+@pytest.fixture
+def pixels(rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.random((5, 3, 32, 32), dtype=np.float32))
+
+
+@pytest.fixture
+def large(rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.random((4, 3, 96, 96), dtype=np.float32))
+
+
+@pytest.mark.parametrize("form", ["shared", "own"])
+@pytest.mark.parametrize("settings", [{"tune": "head"}, {"tune": "mask"}, {"select": "pos"}, {"take_turns": False}])
+def test_an_image_gets_in_a_batch_what_it_gets_alone(
+    tiny_explainee: Explainee, pixels: Tensor, form: str, settings: dict[str, Any]
+) -> None:
+    explainer = explainer_of(tiny_explainee, form=form)
+    config = FinetuneConfig(steps=7, score_every=2, **settings)
+    together = finetune(explainer, pixels, LOSSES, config)
+    assert (together.mask - together.start).abs().max() > 1e-3
+    for index in range(len(pixels)):
+        alone = finetune(explainer, pixels[index : index + 1], LOSSES, config)
+        torch.testing.assert_close(alone.mask[0], together.mask[index], rtol=0, atol=1e-5)
+        assert alone.step[0] == together.step[index]
+
+
+def test_the_steps_are_those_of_a_plain_loop(tiny_explainee: Explainee, pixels: Tensor) -> None:
+    explainer = explainer_of(tiny_explainee, form="own")
+    losses = LTXConfig(evidence=False, preserve=1.5, complement=0.7, area=3.0)
+    config = FinetuneConfig(steps=6, score_every=6, take_turns=False, learning_rate=0.02)
+    found = finetune(explainer, pixels[:2], losses, config)
+    network: Any = explainer.network
+    mean = torch.tensor(tiny_explainee.image_spec.mean)[:, None, None]
+    for index in range(2):
+        image = pixels[index : index + 1]
+        model, normalised = tiny_explainee.model, tiny_explainee.normalise(image)
+        with torch.no_grad():
+            label = model(normalised).argmax(1)
+            maps = network.backbone.late(network.backbone.early(normalised))
+        weight, bias = (value.detach().clone().requires_grad_(True) for value in network.read.parameters())
+        optimizer = torch.optim.AdamW([weight, bias], lr=0.02, weight_decay=losses.weight_decay)
+        for step in range(7):
+            small = torch.sigmoid(F.conv2d(maps, weight, bias))
+            mask = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
+            kept = model(tiny_explainee.normalise(mask * image + (1 - mask) * mean)).softmax(1)[0, label]
+            removed = model(tiny_explainee.normalise((1 - mask) * image + mask * mean)).softmax(1)[0, label]
+            loss = -1.5 * kept.log() - 0.7 * (1 - removed).log() + 3 * mask.mean()
+            if step == 6:
+                break
+            weight.grad, bias.grad = torch.autograd.grad(loss.sum(), [weight, bias])
+            torch.nn.utils.clip_grad_norm_([weight, bias], 1.0)
+            optimizer.step()
+        end = loss.item()
+        best = mask if end < found.start_score[index].item() else found.start[index]
+        torch.testing.assert_close(
+            found.mask[index : index + 1], best.detach().reshape(1, 1, 32, 32), rtol=0, atol=1e-4
+        )
+        assert float(found.score[index]) == pytest.approx(min(end, found.start_score[index].item()), abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["shared", "own"])
+def test_it_starts_from_the_pretrained_mask_and_never_chooses_a_worse_one(
+    tiny_explainee: Explainee, pixels: Tensor, form: str
+) -> None:
+    explainer = explainer_of(tiny_explainee, form=form)
+    with torch.no_grad():
+        expected = explainer(tiny_explainee.normalise(pixels))[1]
+    found = finetune(explainer, pixels, LOSSES, FinetuneConfig(steps=4, score_every=1))
+    torch.testing.assert_close(found.start, expected, rtol=0, atol=1e-6)
+    assert (found.score <= found.start_score).all()
+    assert (found.step[found.score < found.start_score] > 0).all()
+    awful = finetune(explainer, pixels, LOSSES, FinetuneConfig(steps=2, score_every=1, learning_rate=1e4))
+    worse = awful.step == 0
+    assert torch.equal(awful.mask[worse], awful.start[worse])
+
+
+def test_each_image_may_be_explained_for_a_class_of_its_own(tiny_explainee: Explainee, pixels: Tensor) -> None:
+    explainer = explainer_of(tiny_explainee)
+    config = FinetuneConfig(steps=10, learning_rate=0.05)
+    twice = pixels[:1].repeat(2, 1, 1, 1)
+    found = finetune(explainer, twice, LOSSES, config, target=torch.tensor([1, 3]))
+    assert found.target.tolist() == [1, 3]
+    assert (found.mask[0] - found.mask[1]).abs().max() > 1e-3
+    predicted = finetune(explainer, pixels[:1], LOSSES, config, target=torch.tensor([-1]))
+    with torch.no_grad():
+        assert predicted.target == tiny_explainee.model(tiny_explainee.normalise(pixels[:1])).argmax(1)
+
+
+def test_what_it_cost_is_counted(tiny_explainee: Explainee, pixels: Tensor) -> None:
+    explainer = explainer_of(tiny_explainee)
+    calls = 0
+
+    def count(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal calls
+        calls += len(inputs[0])
+
+    handle = tiny_explainee.model.register_forward_hook(count)
+    found = finetune(explainer, pixels, LOSSES, FinetuneConfig(steps=6, score_every=3))
+    handle.remove()
+    assert calls == found.forwards * len(pixels)
+    # the first look; both terms at steps 0, 3 and 6; one at the others
+    assert found.forwards == 1 + 3 * 2 + 4
+    assert found.backwards == 2 * 2 + 4
+
+
+def test_the_explainer_is_left_as_found(tiny_explainee: Explainee, pixels: Tensor) -> None:
+    explainer = explainer_of(tiny_explainee, form="own").train()
+    before = fingerprint(explainer)
+    flags = [parameter.requires_grad for parameter in explainer.parameters()]
+    finetune(explainer, pixels, LOSSES, FinetuneConfig(steps=2))
+    assert fingerprint(explainer) == before
+    assert explainer.training
+    assert [parameter.requires_grad for parameter in explainer.parameters()] == flags
+    assert all(parameter.grad is None for parameter in explainer.parameters())
+
+
+def test_a_loss_that_is_not_finite_names_the_image(tiny_explainee: Explainee, pixels: Tensor) -> None:
+    pixels[3, 0, 4, 4] = float("nan")
+    with pytest.raises(ModelError, match=r"step 0: the preserve loss of image 3"):
+        finetune(explainer_of(tiny_explainee), pixels, LOSSES)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_the_last_blocks_of_a_transformer_are_tuned_for_each_image(vit: Explainee, large: Tensor, blocks: int) -> None:
+    explainer = explainer_of(vit, form="own")
+    config = FinetuneConfig(steps=3, score_every=1, blocks=blocks, learning_rate=3e-3)
+    together = finetune(explainer, large, LOSSES, config)
+    alone = finetune(explainer, large[2:3], LOSSES, config)
+    torch.testing.assert_close(alone.mask[0], together.mask[2], rtol=0, atol=1e-4)
+    normalised = vit.normalise(large)
+    with torch.no_grad():
+        head, _ = head_of(explainer, explainer.predict(normalised), large, blocks)
+    own = sum(value.numel() for value in head.parameters())
+    network: Any = explainer.network
+    per_block = sum(value.numel() for value in network.backbone.blocks[0].parameters())
+    assert own == sum(value.numel() for value in network.read.parameters()) + blocks * per_block
+
+
+def test_blocks_that_are_not_there_are_refused(vit: Explainee, tiny_explainee: Explainee, large: Tensor) -> None:
+    config = FinetuneConfig(steps=1, blocks=4)
+    with pytest.raises(ModelError, match="no 4 transformer blocks"):
+        finetune(explainer_of(vit, form="own"), large, LOSSES, config)
+    with pytest.raises(ModelError, match="a decoder has no blocks"):
+        finetune(explainer_of(vit), large, LOSSES, config)
+
+
+@pytest.mark.parametrize("criterion", ["pos", "insertion-deletion"])
+def test_masks_are_scored_as_by_a_naive_loop(tiny_explainee: Explainee, pixels: Tensor, criterion: Any) -> None:
+    rng = np.random.default_rng(5)
+    mask = torch.from_numpy(rng.random((5, 1, 32, 32), dtype=np.float32))
+    target = torch.tensor([0, 4, 2, 2, 1])
+    baseline = torch.full((1, 3, 1, 1), 0.25)
+    found, forwards = score_masks(tiny_explainee, pixels, mask, target, baseline, criterion)
+    calls = 0
+    for index in range(5):
+        ranked = sorted(np.ndindex(32, 32), key=lambda place: -float(mask[index, 0][place]))
+        removal = insertion = 0.0
+        for tenth in range(1, 10):
+            first = ranked[: round(1024 * tenth / 10)]
+            removed = pixels[index].clone()
+            inserted = torch.full_like(removed, 0.25)
+            for y, x in first:
+                removed[:, y, x] = 0.25
+                inserted[:, y, x] = pixels[index][:, y, x]
+            with torch.no_grad():
+                answers = [tiny_explainee.model(tiny_explainee.normalise(x[None])) for x in (removed, inserted)]
+            removal += float(answers[0].softmax(1)[0, target[index]]) / 9
+            insertion += float(answers[1].softmax(1)[0, target[index]]) / 9
+        calls += 9 if criterion == "pos" else 18
+        expected = removal if criterion == "pos" else removal - insertion
+        assert float(found[index]) == pytest.approx(expected, abs=1e-5)
+    assert forwards * 5 == calls
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"tune": "all"},
+        {"select": "label"},
+        {"tune": "mask", "blocks": 1},
+        {"clip": 0},
+        {"score_every": 0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        FinetuneConfig(**settings)
