@@ -1,0 +1,257 @@
+"""LTX on transformers, backbones of another architecture, and explainers for any class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from random_weights import randomise
+from torch import Tensor, nn
+from zoo import build
+
+from saccade.accel.onnx_engine import OnnxEngine
+from saccade.contracts import ImageSpec
+from saccade.errors import ModelError, UsageError
+from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
+from saccade.export.write_bundle import export_ltx
+from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.ltx.backbone import OwnBackbone
+from saccade.methods.ltx.checkpoint import CheckpointRecord
+from saccade.methods.ltx.config import LTXConfig
+from saccade.methods.ltx.model import LTXExplainer, build_ltx
+from saccade.methods.ltx.targets import choose_targets, generator_of, paste_neighbours
+from saccade.methods.representation import class_weights
+from saccade.methods.spatial import SpatialLayers, spatial_layers
+
+
+@pytest.fixture(scope="module")
+def vit() -> Explainee:
+    model = randomise(ScenesViT(width=16, depth=3, heads=2)).requires_grad_(False)
+    return Explainee(model, IMAGE_SPEC, tuple("abcdefghij"), "python:a:b", "random", fingerprint(model))
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.normal(0, 1, (4, 3, 96, 96)).astype(np.float32))
+
+
+def built(explainee: Explainee, **settings: Any) -> LTXExplainer:
+    torch.manual_seed(4)
+    explainer = build_ltx(explainee, LTXConfig(**settings))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, value in explainer.network.named_parameters():
+            if "backbone" not in name:
+                value.normal_(0, 0.2, generator=generator)
+    return explainer
+
+
+def tokens_after(model: Any, images: Tensor, blocks: int) -> Tensor:
+    patches = model.stem(images).flatten(2).transpose(1, 2)
+    tokens = torch.cat([model.class_token.expand(len(images), -1, -1), patches], 1) + model.position
+    for block in model.blocks[:blocks]:
+        tokens = block(tokens)
+    return tokens
+
+
+# ---- layers
+
+
+def test_a_transformer_is_read_at_its_last_block_and_evenly_before_it(vit: Explainee) -> None:
+    assert spatial_layers(vit.model, vit.image_spec, 1) == ("blocks.2",)
+    assert spatial_layers(vit.model, vit.image_spec, 3) == ("blocks.2", "blocks.1", "blocks.0")
+    deep = randomise(ScenesViT(width=16, depth=12, heads=2))
+    assert spatial_layers(deep, vit.image_spec, 3) == ("blocks.11", "blocks.7", "blocks.3")
+
+
+def test_tokens_become_a_map_row_by_row(vit: Explainee, images: Tensor) -> None:
+    spatial = SpatialLayers(vit.model, ["blocks.1"], vit.image_spec)
+    assert spatial.shapes == [(16, 12, 12)]
+    with torch.no_grad():
+        tokens = tokens_after(vit.model, images, 2)
+    (maps,) = spatial.read({"blocks.1": tokens})
+    for y, x in ((0, 0), (0, 11), (5, 7), (11, 3)):
+        assert torch.equal(maps[:, :, y, x], tokens[:, 1 + 12 * y + x])
+
+
+def test_a_layer_without_places_is_refused(vit: Explainee) -> None:
+    with pytest.raises(ModelError, match="'head' gives neither feature maps"):
+        SpatialLayers(vit.model, ["head"], vit.image_spec)
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-B/16 (timm)", "ViT-B/16 (torchvision)", "ViT-B/16 (transformers)", "DeiT-S distilled"]
+)
+@pytest.mark.parametrize("form", ["shared", "own"])
+def test_every_library_s_transformer_has_an_explainer(name: str, form: str) -> None:
+    explainee = build(name, 64, depth=2)
+    explainer = built(explainee, form=form)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, mask = explainer(images)
+        assert torch.equal(logits, explainee.model(images))
+    assert mask.shape == (2, 1, 64, 64)
+    assert float((mask[0] - mask[1]).abs().max()) > 1e-3
+
+
+# ---- networks
+
+
+def test_a_shared_mask_is_the_decoder_on_the_patches_tokens(vit: Explainee, images: Tensor) -> None:
+    explainer = built(vit)
+    decoder: Any = explainer.network
+    with torch.no_grad():
+        total = torch.zeros(4, 32, 12, 12)
+        for project, blocks in zip(decoder.projections, (3, 2, 1), strict=True):
+            patches = tokens_after(vit.model, images, blocks)[:, 1:]
+            total += project(patches.reshape(4, 12, 12, 16).permute(0, 3, 1, 2))
+        small = torch.sigmoid(F.conv2d(total.clamp(min=0), decoder.read.weight, decoder.read.bias))
+        expected = F.interpolate(small, size=(96, 96), mode="bilinear", align_corners=False)
+        found = explainer(images)[1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_an_own_mask_is_an_mlp_on_the_copy_s_last_tokens(vit: Explainee, images: Tensor) -> None:
+    explainer = built(vit, form="own")
+    network: Any = explainer.network
+    norm, first, _, last = network.read.layers
+    with torch.no_grad():
+        patches = tokens_after(network.backbone, images, 3)[:, 1:]
+        centred = patches - patches.mean(2, keepdim=True)
+        normed = centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+        logits = torch.tanh(normed @ first.weight.T + first.bias) @ last.weight[0] + last.bias
+        small = torch.sigmoid(logits).reshape(4, 1, 12, 12)
+        expected = F.interpolate(small, size=(96, 96), mode="bilinear", align_corners=False)
+        found = explainer(images)[1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_embeddings_of_an_own_transformer_stay_as_they_are(vit: Explainee) -> None:
+    network: Any = built(vit, form="own").network
+    trained = {name for name, value in network.backbone.named_parameters() if value.requires_grad}
+    assert trained == {name for name, _ in vit.model.named_parameters() if name.startswith("blocks.")}
+
+
+def test_a_backbone_of_another_architecture_sees_the_image_as_it_was_trained_to(
+    vit: Explainee, rng: np.random.Generator
+) -> None:
+    torch.manual_seed(1)
+    other = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)).eval()
+    spec = ImageSpec(size=(64, 64), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    source = Explainee(other, spec, ("a", "b"), "python:a:b", "random", fingerprint(other))
+    network: Any = OwnBackbone.of(source, "0", vit.image_spec)
+    pixels = torch.from_numpy(rng.random((2, 3, 96, 96), dtype=np.float32))
+    with torch.no_grad():
+        found = network(vit.normalise(pixels))
+        smaller = F.interpolate(pixels, size=(64, 64), mode="bilinear", align_corners=False)
+        expected = torch.sigmoid(network.read(other[0](source.normalise(smaller))))
+    assert network.grid == (16, 16)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_settings_that_exclude_one_another_are_refused() -> None:
+    with pytest.raises(UsageError, match="leave out --form own"):
+        LTXConfig(form="own", class_conditional=True)
+    with pytest.raises(UsageError, match="add --form own"):
+        LTXConfig(backbone="timm:resnet18")
+
+
+# ---- any class
+
+
+def test_what_tells_classes_apart_are_the_classifier_s_own_weights(vit: Explainee) -> None:
+    model: Any = vit.model
+    assert class_weights(model, vit.image_spec) is model.head.weight
+    silent = nn.Sequential(model, nn.Tanh())
+    assert torch.equal(class_weights(silent, vit.image_spec), torch.eye(10))
+
+
+def test_several_classes_are_answered_as_each_alone(vit: Explainee, images: Tensor) -> None:
+    explainer = built(vit, class_conditional=True)
+    target = torch.tensor([[0, 3, -1], [9, 9, 2], [5, -1, 4], [1, 2, 3]])
+    with torch.no_grad():
+        logits, masks = explainer(images, target)
+        assert masks.shape == (4, 3, 96, 96)
+        for index in range(4):
+            for place in range(3):
+                one = target[index : index + 1, place : place + 1]
+                alone = explainer(images[index : index + 1], one)[1]
+                torch.testing.assert_close(masks[index, place], alone[0, 0], rtol=0, atol=1e-5)
+                if one < 0:
+                    named = explainer(images[index : index + 1], logits[index : index + 1].argmax(1, keepdim=True))[1]
+                    assert torch.equal(alone, named)
+        assert torch.equal(masks[1, 0], masks[1, 1])
+        assert (masks[1, 0] - masks[1, 2]).abs().max() > 1e-3
+
+
+def test_a_class_is_read_with_weights_made_from_the_classifier_s(vit: Explainee, images: Tensor) -> None:
+    explainer = built(vit, class_conditional=True)
+    network: Any = explainer.network
+    head = vit.model.head.weight  # type: ignore[union-attr]
+    centred = head - head.mean(0)
+    vector = (centred / centred.square().mean().sqrt())[7]
+    made = network.of_class.weights(vector)
+    with torch.no_grad():
+        found = explainer.predict(images, torch.full((4, 1), 7))
+        parts = [project(maps) for project, maps in zip(network.projections, found.maps, strict=True)]
+        hidden = torch.stack(parts).sum(0).clamp(min=0)
+        weights = network.read.weight[0, :, 0, 0] + made[:-1]
+        expected = torch.sigmoid(torch.einsum("nchw,c->nhw", hidden, weights) + network.read.bias + made[-1])
+    torch.testing.assert_close(found.selection[:, 0], expected, rtol=0, atol=1e-5)
+
+
+def test_half_of_the_images_that_show_a_second_class_are_asked_about_it() -> None:
+    logits = torch.full((4000, 5), -9.0)
+    logits[:, 2] = 3
+    logits[:2000, 4] = 2.5  # present
+    logits[2000:, 4] = -3  # below five percent
+    chosen = choose_targets(logits, generator_of(1, 2))
+    assert set(chosen[:2000].tolist()) == {2, 4}
+    assert float((chosen[:2000] == 4).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert (chosen[2000:] == 2).all()
+    assert torch.equal(chosen, choose_targets(logits, generator_of(1, 2)))
+    assert not torch.equal(chosen, choose_targets(logits, generator_of(1, 3)))
+
+
+def test_every_other_image_gets_a_piece_of_the_next(rng: np.random.Generator) -> None:
+    pixels = torch.arange(5.0)[:, None, None, None].expand(5, 3, 40, 60) + torch.zeros(5, 3, 40, 60)
+    mixed = paste_neighbours(pixels, generator_of(0, 0))
+    assert torch.equal(mixed[1::2], pixels[1::2])
+    for index in (0, 2, 4):
+        foreign = mixed[index, 0] != index
+        assert set(mixed[index, 0][foreign].tolist()) == {float((index + 1) % 5)}
+        rows, columns = foreign.any(1).nonzero(), foreign.any(0).nonzero()
+        box = foreign[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert box.all()
+        assert 0.38 <= box.shape[0] / 40 <= 0.67
+        assert 0.38 <= box.shape[1] / 60 <= 0.67
+    assert torch.equal(pixels[:, 0, 0, 0], torch.arange(5.0))
+
+
+def test_a_bundle_for_any_class_answers_several_in_one_pass(vit: Explainee, tmp_path: Path) -> None:
+    config = LTXConfig(class_conditional=True)
+    explainer = built(vit, class_conditional=True)
+    pictures = np.random.default_rng(2).integers(0, 256, (16, 96, 96, 3), dtype=np.uint8)
+    pictures[::2] //= 4
+    record = replace(CheckpointRecord.of(explainer, config, "noise", 0), explainee=vit.spec)
+    bundle = export_ltx(explainer, record, pictures, tmp_path / "bundle")
+    assert bundle.manifest.several_targets
+    assert bundle.manifest.parity.target_dependence is not None
+    engine = OnnxEngine(bundle)
+    asked = np.array([[3, -1, 0, 8]] * 5)
+    answer = engine.run(pictures[:5], asked)
+    assert answer.mask.shape == (5, 4, 96, 96)
+    assert answer.target[:, 0].tolist() == [3] * 5
+    for place in range(4):
+        one = engine.run(pictures[:5], asked[:, place])
+        np.testing.assert_array_equal(one.target, answer.target[:, place])
+        np.testing.assert_allclose(one.mask[:, 0], answer.mask[:, place], atol=1e-6)
+    with torch.no_grad():
+        pixels = torch.from_numpy(pictures[:5]).permute(0, 3, 1, 2).float() / 255
+        expected = explainer(vit.normalise(pixels), torch.from_numpy(asked))[1]
+    np.testing.assert_allclose(answer.mask, expected.numpy(), atol=1e-4)
