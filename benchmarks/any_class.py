@@ -2,8 +2,8 @@
 
     python benchmarks/any_class.py --checkpoints runs/a [--count 500]
 
-Scenes with two digits of different classes; one pass of the exported graph answers for both. The peak of each mask is on
-the right digit if it lies in that digit's box; beside it Grad-CAM of the same classifier, in one graph too. Writes
+Scenes with two digits of different classes; one pass of the exported graph answers for both. The peak of each mask is
+on the right digit if it lies in that digit's box; beside it Grad-CAM of the same classifier, in one graph too. Writes
 benchmarks/results/any_class.json.
 """
 

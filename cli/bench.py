@@ -29,12 +29,21 @@ __all__ = ["bench"]
     metavar="S",
     help="Timed seconds per batch size.",
 )
+@click.option(
+    "--targets",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Classes that each image is explained for.",
+)
 @engine_options
 @any_json
 def bench(
     bundle: Path,
     batch_sizes: tuple[int, ...],
     seconds: float,
+    targets: int,
     engine: str,
     providers: tuple[str, ...],
     threads: int | None,
@@ -62,6 +71,7 @@ def bench(
             running,
             batch_sizes,
             seconds=seconds,
+            targets=targets,
             on_progress=lambda batch, done: progress.update(bars[batch], completed=done),
         )
     if as_json:
