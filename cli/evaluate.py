@@ -14,9 +14,8 @@ from .options import any_json, bundle_argument, engine_options
 if TYPE_CHECKING:
     from ..evaluate.metrics import Estimate, Metric
     from .evaluation import Evaluation
-    from .evaluation_data import EvaluationData
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "mean_colour", "print_result", "record"]
 
 
 @click.command()
@@ -159,7 +158,7 @@ def evaluate(
     metrics = make_metrics(
         wanted,
         protocol=protocol,  # type: ignore[arg-type]
-        fill=_mean_colour(manifest.image.mean) if fill == "mean" else fill,  # type: ignore[arg-type]
+        fill=mean_colour(manifest.image.mean) if fill == "mean" else fill,  # type: ignore[arg-type]
         steps=steps,
         tolerance=tolerance,
     )
@@ -206,7 +205,9 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(record(result, about), indent=2))
     else:
-        _print(result, images, report)
+        print_result(result, images.title)
+        if report:
+            click.echo(f"curves and pictures in {report}")
     return 1 if images.failures else 0
 
 
@@ -245,7 +246,8 @@ def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
 
 
-def _print(result: Evaluation, images: EvaluationData, report: Path | None) -> None:
+def print_result(result: Evaluation, title: str) -> None:
+    """The result for people, as a table; `title` says what the images are."""
     from rich.console import Console
     from rich.table import Table
 
@@ -270,15 +272,13 @@ def _print(result: Evaluation, images: EvaluationData, report: Path | None) -> N
             else:
                 table.add_row(name, *value)
     console.print(table)
-    parts = [images.title]
+    parts = [title]
     if result.accuracy is not None:
         parts.append(f"accuracy {result.accuracy:.1%}")
     parts.append("intervals: bootstrap over images")
     if rivals:
         parts.append(f"differences: to {result.scores[0].name}, on the same images")
     console.print("; ".join(parts), style="dim")
-    if report:
-        console.print(f"curves and pictures in [bold]{report}[/bold]")
 
 
 def _direction(metric: Metric) -> str:
@@ -305,7 +305,8 @@ def _colour(metric: Metric, gap: Estimate | None) -> str:
     return "green" if (gap.value > 0) == metric.higher_is_better else "red"
 
 
-def _mean_colour(mean: tuple[float, float, float]) -> tuple[int, ...]:
+def mean_colour(mean: tuple[float, float, float]) -> tuple[int, ...]:
+    """The colour that a model takes for zero, 0–255."""
     return tuple(round(255 * part) for part in mean)
 
 

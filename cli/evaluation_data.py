@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +53,14 @@ class EvaluationData(ABC):
 
 @dataclass(frozen=True)
 class ScenesData(EvaluationData):
-    """Planted scenes of the test split.
+    """Planted scenes that no model of ours was trained on.
 
     Attributes:
         size: height and width, pixels.
         count: number of scenes.
         first: index of the first one.
         context: with the second patch, whose pixels then are evidence as well.
+        split: which digits and photographs.
     """
 
     size: int
@@ -66,18 +68,19 @@ class ScenesData(EvaluationData):
     first: int = 0
     context: bool = False
     failures: dict[str, str] = field(default_factory=dict)
+    split: Literal["val", "test"] = "test"
     has_labels = True
     has_evidence = True
 
     @property
     def title(self) -> str:  # type: ignore[override]
         """What it is, for people."""
-        return f"{self.count} planted scenes, test split, from index {self.first}"
+        return f"{self.count} planted scenes, {self.split} split, from index {self.first}"
 
     def __iter__(self) -> Iterator[Example]:
         from ..evaluate.scenes import SceneConfig, SceneSource
 
-        source = SceneSource("test", SceneConfig(size=self.size, variant="context" if self.context else "digit"))
+        source = SceneSource(self.split, SceneConfig(size=self.size, variant="context" if self.context else "digit"))
         for index in range(self.first, self.first + self.count):
             scene = source.scene(index)
             yield Example(f"scene {index}", scene.image, scene.label, scene.evidence | scene.context)

@@ -31,7 +31,19 @@ from ..explainee import Explainee, load_explainee, load_weights
 from .config import LTXConfig
 from .model import LTXExplainer, build_ltx
 
-__all__ = ["CheckpointRecord", "load_checkpoint", "load_samples", "read_record", "save_checkpoint", "save_samples"]
+__all__ = [
+    "CheckpointRecord",
+    "damaged_state",
+    "has_checkpoint",
+    "load_checkpoint",
+    "load_samples",
+    "load_training_state",
+    "network_state",
+    "read_history",
+    "read_record",
+    "save_checkpoint",
+    "save_samples",
+]
 
 RECORD_FILE, WEIGHTS_FILE, SAMPLES_FILE = "checkpoint.json", "explainer.safetensors", "samples.npz"
 HISTORY_FILE, STATE_FILE = "history.jsonl", "training_state.pt"
@@ -212,6 +224,12 @@ def load_checkpoint(
 def has_checkpoint(folder: Path) -> bool:
     """A training was saved here, or a checkpoint copied."""
     return _current(folder, RECORD_FILE).exists()
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The rows of all steps until the last save."""
+    path = _current(folder, HISTORY_FILE)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def load_training_state(folder: Path) -> dict[str, Any] | None:

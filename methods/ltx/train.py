@@ -32,7 +32,7 @@ from .processes import OneProcess, open_processes
 from .step import take_step
 from .stream import ImageStream, names_of, prefetched
 
-__all__ = ["StepReport", "Validate", "learning_rate", "masks_of", "to_float", "train_ltx"]
+__all__ = ["StepReport", "Validate", "learning_rate", "masks_of", "probabilities_of", "to_float", "train_ltx"]
 
 Validate = Callable[[LTXExplainer], float]
 """How good an explainer is on images that it is not trained on; higher is better."""
@@ -187,6 +187,14 @@ def masks_of(explainer: LTXExplainer, images: Uint8) -> tuple[Floats, Floats]:
     logits, mask = explainer(explainer.explainee.normalise(to_float(images, explainer)))
     explainer.train(was_training)
     return logits.softmax(1).cpu().numpy(), mask.cpu().numpy()
+
+
+@torch.no_grad()
+def probabilities_of(explainer: LTXExplainer, images: Uint8) -> Floats:
+    """The explainee's probabilities (N, K) of images uint8 (N, H, W, 3)."""
+    explainee = explainer.explainee
+    logits: Tensor = explainer.classifier(explainee.normalise(to_float(images, explainer)))
+    return logits.softmax(1).cpu().numpy()
 
 
 def to_float(images: Uint8, module: nn.Module) -> Tensor:
