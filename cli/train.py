@@ -80,7 +80,17 @@ def train() -> None:
     "layers",
     multiple=True,
     metavar="NAME",
-    help="Feature maps to read, coarsest first; repeat. [default: found]",
+    help="Feature maps or blocks to read, coarsest first; repeat. [default: found]",
+)
+@click.option("--class-conditional", is_flag=True, help="One explainer for any class that is asked for. Shared form.")
+@click.option(
+    "--backbone",
+    default="",
+    metavar="SPEC",
+    help="Another architecture than the classifier's for --form own, by spec. [default: a copy of it]",
+)
+@click.option(
+    "--backbone-weights", default="", metavar="FILE", help="The backbone's weights. [default: the library's pretrained]"
 )
 @click.option("--steps", type=click.IntRange(1), default=600, show_default=True, metavar="N", help="Optimiser steps.")
 @click.option(
@@ -207,9 +217,10 @@ def ltx(
 ) -> None:
     """Learn to explain: train a network that emits the mask of any image in one pass (Barkan et al. 2023).
 
-    Needs images of the classifier's kind but no labels: the class explained is the one predicted. One image in ten is
-    held out; on these the masks are shown, validated, and at the end compared with those before the training. An
-    interrupted training goes on with --resume, and ends as if it had not been interrupted.
+    Needs images of the classifier's kind but no labels: the class explained is the one predicted, or with
+    --class-conditional any class that the classifier sees in an image. One image in ten is held out; on these the
+    masks are shown, validated, and at the end compared with those before the training. An interrupted training goes on
+    with --resume, and ends as if it had not been interrupted.
 
     \b
     In --out:
@@ -222,6 +233,7 @@ def ltx(
     Examples:
       saccade train ltx --model torchvision:resnet50 --data photos/ --out runs/ltx
       saccade train ltx --model torchvision:resnet50 --data photos/ --out runs/ltx --patience 5 --steps 5000
+      saccade train ltx --model timm:vit_base_patch16_224 --data photos/ --class-conditional --out runs/any-class
       saccade train ltx --model scenes:resnet --data scenes --recipe published --area 20 --out runs/own
       saccade train ltx --model torchvision:resnet50 --data photos/ --out runs/ltx --devices 4 --precision bf16
     """
@@ -237,6 +249,8 @@ def ltx(
     from .training_data import open_training_data
 
     given = {name: value for name, value in settings.items() if _is_given(context, name)}
+    if given.get("backbone"):
+        given["backbone"] = resolve_model(given["backbone"])
     config = LTXConfig.published(spec, **given) if recipe == "published" else LTXConfig(**given)
     processes = open_processes(config.precision, _device(device), devices, num_nodes)
     try:
