@@ -25,14 +25,20 @@ def scenes() -> None:
 )
 @click.option("--count", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Number of scenes.")
 @click.option("--size", type=click.IntRange(32), default=96, show_default=True, metavar="PX", help="Height and width.")
-@click.option("--context", is_flag=True, help="Add a second patch whose texture goes with the class.")
+@click.option(
+    "--variant",
+    type=click.Choice(["digit", "context", "pair"]),
+    default="digit",
+    show_default=True,
+    help="Beside the digit: nothing more, a patch whose texture goes with the class, or a digit of another class.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Another seed, other scenes.")
-def write(folder: Path, split: str, count: int, size: int, context: bool, seed: int) -> None:
+def write(folder: Path, split: str, count: int, size: int, variant: str, seed: int) -> None:
     """Write scenes and their ground truth as PNG files.
 
     \b
     FOLDER/images/<class>/<index>.png    the scenes, one folder per class
-    FOLDER/masks/<class>/<index>.png     255 where the digit is; with --context 128 where the texture is
+    FOLDER/masks/<class>/<index>.png     255 where the digit is, 128 where the second patch or digit is
     FOLDER/scenes.json                   how they were made, and every digit's box
 
     \b
@@ -45,7 +51,7 @@ def write(folder: Path, split: str, count: int, size: int, context: bool, seed: 
     from ..evaluate.scenes import SceneConfig, SceneSource
     from ..evaluate.scenes_folder import write_scenes
 
-    source = SceneSource(split, SceneConfig(size=size, variant="context" if context else "digit", seed=seed))  # type: ignore[arg-type]
+    source = SceneSource(split, SceneConfig(size=size, variant=variant, seed=seed))  # type: ignore[arg-type]
     for _ in track(
         write_scenes(source, folder, count), "writing", total=count, console=Console(stderr=True), transient=True
     ):

@@ -19,7 +19,8 @@ __all__ = ["write_scenes"]
 def write_scenes(source: SceneSource, folder: Path, count: int) -> Iterator[int]:
     """Write the scenes 0 … count - 1, giving each index when it is written; ``scenes.json`` comes last.
 
-    Images are in ``images/<class>/<index>.png``; masks beside them in ``masks/…``: 255 digit, 128 texture, 0 neither.
+    Images are in ``images/<class>/<index>.png``; masks beside them in ``masks/…``: 255 digit, 128 the second patch or
+    digit, 0 neither.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -34,7 +35,7 @@ def write_scenes(source: SceneSource, folder: Path, count: int) -> Iterator[int]
                 path = folder / kind / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
-            listed.append({"file": name, "label": scene.label, "box": scene.box})
+            listed.append({"file": name, "label": scene.label, "second": scene.second, "box": scene.box})
             yield index
         about = {"split": source.split, "config": asdict(source.config), "classes": CLASS_NAMES, "scenes": listed}
         (folder / "scenes.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -186,7 +186,7 @@ def test_doctor_names_what_is_there(saccade_command: Run) -> None:
 
 def test_scenes_write_a_folder_that_explain_takes(saccade_command: Run, tiny_bundle_kept: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scenes"
-    assert saccade_command("scenes", "write", folder, "--count", 6, "--context")[0] == 0
+    assert saccade_command("scenes", "write", folder, "--count", 6, "--variant", "context")[0] == 0
     about = json.loads((folder / "scenes.json").read_text())
     assert len(about["scenes"]) == 6
     for scene in about["scenes"]:

@@ -143,3 +143,16 @@ def test_photographs_are_real_photographs() -> None:
         for photograph in load_material(split).photographs:
             assert min(photograph.shape[:2]) >= 300
             assert np.asarray(Image.fromarray(photograph).convert("L")).std() > 5
+
+
+def test_a_pair_has_two_digits_of_different_classes_apart_from_each_other() -> None:
+    scenes = SceneSource("test", SceneConfig(variant="pair")).batch(range(60))
+    assert (scenes.labels != scenes.seconds).all()
+    assert set(scenes.seconds.tolist()) == set(range(10))
+    assert scenes.evidence.any((1, 2)).all()
+    assert scenes.context.any((1, 2)).all()
+    shared = (scenes.evidence & scenes.context).sum((1, 2))
+    assert (shared > 0).mean() < 0.1  # no room is found in few scenes
+    plain = SceneSource("test").batch(range(60))
+    assert (plain.seconds == -1).all()
+    assert not plain.context.any()
