@@ -69,13 +69,15 @@ def demo(out: Path) -> None:
             f"cannot write into '{out}': {error.strerror or error}; choose another folder with --out"
         ) from None
     with console.status("loading") as status:
-        resnet = [_prepare(title, out, _ltx(form), status.update, console) for form, title in LTX.items()]
-        resnet += _gradient_methods("scenes:resnet", out, status.update, console)
-        vit = _gradient_methods("scenes:vit", out, status.update, console)
+        resnet, vit = (_methods(model, out, status.update, console) for model in GRADIENTS)
         status.update("writing the page")
         models = [
             Model("ResNet", "680,000 parameters, 96×96 pixels. LTX was trained; the others need no training.", resnet),
-            Model("Vision transformer", "940,000 parameters, 12×12 patches; its attention is explained.", vit),
+            Model(
+                "Vision transformer",
+                "940,000 parameters, 12×12 patches. LTX reads its tokens, the others its attention.",
+                vit,
+            ),
         ]
         page = write_page(out / "index.html", models, *_truth(), seconds=time.perf_counter() - began)
     console.print(f"[bold]{page}[/bold] shows what was explained; open it in a browser.", highlight=False)
@@ -83,7 +85,7 @@ def demo(out: Path) -> None:
     click.echo(f"  saccade explain YOUR_PHOTO.jpg --bundle {resnet[0].bundle}")
 
 
-def _ltx(form: str) -> Export:
+def _ltx(model: str, form: str) -> Export:
     """Exports one of the LTX explainers that come with Saccade."""
     from ..evaluate.weights_folder import WEIGHTS
     from ..export.write_bundle import export_ltx
@@ -91,18 +93,18 @@ def _ltx(form: str) -> Export:
     from .data import sample_images
 
     def export(folder: Path, on_stage: Callable[[str], None]) -> Bundle:
-        explainer, record = load_checkpoint(WEIGHTS / f"scenes_resnet_ltx_{form}")
+        explainer, record = load_checkpoint(WEIGHTS / f"{model.replace(':', '_')}_ltx_{form}")
         images = sample_images(record.data, record.image_spec)
-        out = folder / f"scenes-resnet-ltx-{form}"
+        out = folder / f"{model.replace(':', '-')}-ltx-{form}"
         return export_ltx(explainer, record, images, out, overwrite=True, on_stage=on_stage)
 
     return export
 
 
-def _gradient_methods(model: str, out: Path, status: Callable[[str], None], console: Console) -> list[Method]:
-    return [
-        _prepare(title, out, _gradient(model, method), status, console) for method, title in GRADIENTS[model].items()
-    ]
+def _methods(model: str, out: Path, status: Callable[[str], None], console: Console) -> list[Method]:
+    exports = {title: _ltx(model, form) for form, title in LTX.items()}
+    exports |= {title: _gradient(model, method) for method, title in GRADIENTS[model].items()}
+    return [_prepare(title, out, export, status, console) for title, export in exports.items()]
 
 
 def _gradient(model: str, method: str) -> Export:
