@@ -81,3 +81,8 @@ def random_squares() -> Explainee:
     """An untrained classifier, always the same."""
     torch.manual_seed(11)
     return to_explainee(SquareCNN())
+
+
+def random_model() -> nn.Module:
+    """The classifier of `random_squares`, for ``python:squares:random_model``."""
+    return random_squares().model
