@@ -110,10 +110,9 @@ def save_checkpoint(
     writers: dict[str, Callable[[Path], object]] = {
         RECORD_FILE: lambda path: path.write_text(json.dumps(asdict(record), indent=2) + "\n"),
         STATE_FILE: lambda path: torch.save(dict(state), path),
-        WEIGHTS_FILE: lambda path: safetensors.save_file(tensors, path),
+        WEIGHTS_FILE: lambda path: path.write_bytes(safetensors.save(tensors)),
         HISTORY_FILE: lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in history)),
     }
-    full = require("safetensors", extra="train", purpose="writing checkpoints").SafetensorError
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _finish_save(folder)
@@ -121,7 +120,7 @@ def save_checkpoint(
             _write_whole(_new(folder, name), write)
         (folder / SAVED_MARK).touch()
         _finish_save(folder)
-    except (OSError, RuntimeError, full) as error:
+    except (OSError, RuntimeError) as error:
         raise OutputError(f"cannot write the checkpoint '{folder}': {_first_line(error)}") from None
     finally:
         if not (folder / SAVED_MARK).exists():

@@ -135,7 +135,7 @@ class LTXConfig:
             spec: of the explainee, such as ``"timm:vit_small_patch16_224"``.
             changes: settings that win over the published ones.
         """
-        small_vit = re.search(r"(vit|deit)[-_]?s(mall)?([-_]|$)", spec.lower())
+        small_vit = re.search(r"\b(vit|deit)[-_]?s(mall)?([-_]|$)", spec.lower())
         return cls(**(_PUBLISHED | {"area": 30.0 if small_vit else 50.0} | changes))
 
     @property

@@ -73,34 +73,39 @@ def take_step(
 
 def _losses(
     explainer: LTXExplainer, pixels: Tensor, config: LTXConfig, processes: OneProcess, seed: int
-) -> tuple[LTXLosses, Tensor]:
-    """The losses, and the mask (N, 1, H, W) that they are of; of the predicted class, or of one chosen by the seed."""
+) -> tuple[LTXLosses, dict[str, Tensor]]:
+    """The losses, of the predicted class or of one chosen by the seed; and for each term what it looks at, which depends
+    on the mask: (N, C, H, W).
+    """
     explainee = explainer.explainee
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
     with processes.autocast():
         # the explainee is frozen, so this leaves a graph for the network alone
-        choose = (
-            partial(choose_targets, generator=generator_of(config.seed, seed + 1)) if config.class_conditional else None
-        )
+        randomness = generator_of(config.seed, seed)
+        choose = partial(choose_targets, generator=randomness) if config.class_conditional else None
         plain = explainer.predict(explainee.normalise(pixels), choose)
         mask = explainer.upsample(plain.selection.float())
-        views = [perturb(pixels, mask, baseline)] if config.preserve else []
+        views = {}
+        if config.preserve:
+            views["preserve"] = perturb(pixels, mask, baseline)
         if config.complement:
-            views.append(perturb(pixels, 1 - mask, baseline))
-        logits = explainer.classifier(explainee.normalise(torch.cat(views))).float()
-        kept = logits[: len(pixels)] if config.preserve else None
-        removed = logits[-len(pixels) :] if config.complement else None
-        return total_loss(kept, removed, mask, plain.target[:, 0], config), mask
+            views["complement"] = perturb(pixels, 1 - mask, baseline)
+        together = explainer.classifier(explainee.normalise(torch.cat(list(views.values())))).float()
+        logits = dict(zip(views, together.split(len(pixels)), strict=True))
+        losses = total_loss(logits.get("preserve"), logits.get("complement"), mask, plain.target[:, 0], config)
+    return losses, {name: views.get(name, mask) for name in losses.terms}
 
 
 def _gradients(
     explainer: LTXExplainer, pixels: Tensor, config: LTXConfig, processes: OneProcess, count: int, seed: int
 ) -> dict[str, Tensor]:
-    """Per term and image the sum of its gradient with respect to the image's mask: not finite where one of them is."""
-    losses, mask = _losses(explainer, pixels, config, processes, seed)
+    """Per term and image the sum of the gradient with respect to what the term looks at, which is not finite where a
+    part of it is not.
+    """
+    losses, looked_at = _losses(explainer, pixels, config, processes, seed)
     sums = {}
     for name, values in losses.terms.items():
-        (gradient,) = torch.autograd.grad(values.sum(), mask, retain_graph=True)
+        (gradient,) = torch.autograd.grad(values.sum(), looked_at[name], retain_graph=True)
         sums[name] = gradient.flatten(1).double().sum(1)
     return _of_all_processes(sums, count, processes)
 

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from squares import few, history_of, random_squares, short
+
+from saccade.errors import MissingDependencyError, UsageError
+from saccade.methods.ltx.processes import OneProcess, open_processes
+from saccade.methods.ltx.train import train_ltx
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from squares import few, random_squares, short
+from saccade.methods.ltx.processes import open_processes
+from saccade.methods.ltx.train import train_ltx
+
+torch.set_num_threads(1)
+processes = open_processes("fp32", "cpu", devices=2)
+for form in ("shared", "own"):
+    out = Path(sys.argv[1]) / form
+    config = short(form=form, validate_every=4, patience=9)
+    score = lambda explainer: 0.1
+    train_ltx(random_squares(), few, config, out, data="squares", validate=score, processes=processes)
+print(processes.rank, processes.count)
+"""
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make together."""
+    pytest.importorskip("lightning_fabric")
+    out = tmp_path_factory.mktemp("two")
+    program = out / "program.py"
+    program.write_text(PROGRAM)
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(program), str(out)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.split("\n"))[1:] == ["0 2", "1 2"]
+    return out
+
+
+@pytest.mark.parametrize("form", ["shared", "own"])
+def test_two_processes_train_what_one_trains(of_two: Path, tmp_path: Path, form: str) -> None:
+    """The decoder of the shared form has batch norm, whose statistics must be those of all images."""
+    config = short(form=form, validate_every=4, patience=9)
+    train_ltx(random_squares(), few, config, tmp_path, data="squares", validate=lambda _: 0.1)
+    one, two = (load_file(folder / "explainer.safetensors") for folder in (tmp_path, of_two / form))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    rows = list(zip(history_of(tmp_path), history_of(of_two / form), strict=True))
+    assert len(rows) == 12
+    for ours, theirs in rows:
+        assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-5)
+
+
+def test_one_process_needs_no_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    assert type(open_processes("bf16", "cpu")) is OneProcess
+    train_ltx(random_squares(), few, short(steps=1), tmp_path, data="squares")
+
+
+def test_several_devices_without_lightning_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        MissingDependencyError, match=r"lightning_fabric.*several devices.*pip install 'saccade\[train\]'"
+    ):
+        open_processes("fp32", "cpu", devices=2)
+
+
+def test_fp16_on_a_processor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fp16 needs a GPU and the device is 'cpu'; take bf16"):
+        open_processes("fp16", "cpu")
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        train_ltx(random_squares(), few, short(precision="fp16"), tmp_path, data="squares")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 7, reason="this machine has as many GPUs")
+def test_more_gpus_than_there_are_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--devices 8: there (are|is) \d+ GPU"):
+        open_processes("fp32", "cuda", devices=8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_fp16_trains_on_a_gpu_and_resumes_with_its_scale(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric")
+    explainee = random_squares()
+    explainee.model.cuda()
+    train_ltx(explainee, few, short(precision="fp16"), tmp_path, data="squares")
+    rows = history_of(tmp_path)
+    assert rows[-1]["total"] < rows[0]["total"]
+    assert torch.load(tmp_path / "training_state.pt", weights_only=True)["processes"]["scale"] > 0
