@@ -74,8 +74,8 @@ def take_step(
 def _losses(
     explainer: LTXExplainer, pixels: Tensor, config: LTXConfig, processes: OneProcess, seed: int
 ) -> tuple[LTXLosses, dict[str, Tensor]]:
-    """The losses, of the predicted class or of one chosen by the seed; and for each term what it looks at, which depends
-    on the mask: (N, C, H, W).
+    """The losses, of the predicted class or of one chosen by the seed; and for each term what it looks at, which
+    depends on the mask: (N, C, H, W).
     """
     explainee = explainer.explainee
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
