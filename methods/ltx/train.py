@@ -129,6 +129,8 @@ def train_ltx(
     if config.patience and validate is None:
         raise UsageError("patience counts validations, and there is nothing to validate with")
     processes = processes or open_processes(config.precision, device_of(explainee.model))
+    if config.batch_size < processes.count:
+        raise UsageError(f"{processes.count} processes cannot share a batch of {config.batch_size}; take a larger one")
     torch.manual_seed(config.seed)
     with guest(explainee.model):
         explainer = build_ltx(explainee, config)
