@@ -78,7 +78,7 @@ class _Course:
     validations_since_best: int = 0
 
     def validated(self, score: float, network: nn.Module) -> None:
-        if self.best_score is None or score > self.best_score:
+        if score > (-math.inf if self.best_score is None else self.best_score):  # never true of NaN
             self.best_step, self.best_score, self.best_network = self.step, score, network_state(network)
             self.validations_since_best = 0
         else:
@@ -129,6 +129,8 @@ def train_ltx(
     if config.patience and validate is None:
         raise UsageError("patience counts validations, and there is nothing to validate with")
     processes = processes or open_processes(config.precision, device_of(explainee.model))
+    if config.batch_size < processes.count:
+        raise UsageError(f"{processes.count} processes cannot share a batch of {config.batch_size}; take a larger one")
     torch.manual_seed(config.seed)
     with guest(explainee.model):
         explainer = build_ltx(explainee, config)
@@ -152,7 +154,7 @@ def train_ltx(
             total = sum(getattr(config, name) * value for name, value in terms.items())
             report = StepReport(step + 1, terms, total, rate, seconds)
             course.step = step + 1
-            if validate is not None and _is_due(course.step, config.validate_every, config):
+            if validate is not None and _is_due(course.step, config):
                 score = processes.first(validate(explainer) if processes.rank == 0 else 0.0)
                 explainer.train()
                 course.validated(score, network)
@@ -203,8 +205,8 @@ def to_float(images: Uint8, module: nn.Module) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def _is_due(step: int, every: int, config: LTXConfig) -> bool:
-    return every > 0 and (step % every == 0 or step == config.steps)
+def _is_due(step: int, config: LTXConfig) -> bool:
+    return config.validate_every > 0 and (step % config.validate_every == 0 or step == config.steps)
 
 
 def _save(

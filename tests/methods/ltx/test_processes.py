@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from squares import few, history_of, random_squares, short
+from torch import Tensor
 
 from saccade.errors import MissingDependencyError, UsageError
-from saccade.methods.ltx.processes import OneProcess, open_processes
-from saccade.methods.ltx.train import train_ltx
+from saccade.methods.ltx.model import LTXExplainer
+from saccade.methods.ltx.processes import FabricProcesses, OneProcess, open_processes
+from saccade.methods.ltx.train import StepReport, train_ltx
 
 PROGRAM = """
 import sys
@@ -93,6 +95,65 @@ def test_fp16_on_a_processor_is_refused(tmp_path: Path) -> None:
 def test_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--devices 8: there (are|is) \d+ GPU"):
         open_processes("fp32", "cuda", devices=8)
+
+
+def half_precision(scale: float) -> FabricProcesses:
+    """fp16 as on a GPU, slowly: the same precision plugin with a scaler for the processor."""
+    fabric = pytest.importorskip("lightning_fabric")
+    from lightning_fabric.plugins.precision.amp import MixedPrecision
+
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+    return FabricProcesses(fabric.Fabric(accelerator="cpu", devices=1, plugins=plugin))
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_next_scale_is_half(tmp_path: Path) -> None:
+    weights: list[Tensor] = []
+    processes = half_precision(2.0**40)
+    scales: list[float] = []
+
+    def on_step(_: StepReport, explainer: LTXExplainer) -> None:
+        weights.append(explainer.network.read.weight.detach().clone())
+        scales.append(processes.state()["scale"])
+
+    config = short(precision="fp16", steps=40)
+    train_ltx(random_squares(), few, config, tmp_path, data="squares", processes=processes, on_step=on_step)
+    assert scales[:2] == [2.0**39, 2.0**38]
+    steps = [(scales[place] == scales[place - 1], place) for place in range(1, 40)]
+    assert {kept for kept, _ in steps} == {True, False}
+    for kept, place in steps:
+        assert kept != torch.equal(weights[place], weights[place - 1])
+    totals = [row["total"] for row in history_of(tmp_path)]
+    assert sum(totals[-5:]) < sum(totals[:5])
+
+
+def test_the_scale_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saccade.methods.ltx.train.SAVE_EVERY", 5)
+    config = short(precision="fp16")
+
+    def run(name: str, processes: FabricProcesses, stop: int = 0) -> None:
+        def on_step(report: StepReport, _: LTXExplainer) -> None:
+            if report.step == stop:
+                raise KeyboardInterrupt
+
+        out = tmp_path / name
+        train_ltx(
+            *(random_squares(), few, config, out), data="squares", resume=True, processes=processes, on_step=on_step
+        )
+
+    run("whole", half_precision(2.0**40))
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", half_precision(2.0**40), stop=7)
+    run("parts", half_precision(1.0))
+    assert history_of(tmp_path / "parts") == history_of(tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / name / "explainer.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(theirs[name], value) for name, value in ours.items())
+
+
+def test_more_processes_than_images_are_refused(tmp_path: Path) -> None:
+    processes = OneProcess("cpu")
+    processes.count = 9
+    with pytest.raises(UsageError, match="9 processes cannot share a batch of 8"):
+        train_ltx(random_squares(), few, short(), tmp_path, data="squares", processes=processes)
 
 
 @pytest.mark.gpu
