@@ -95,4 +95,5 @@ def run_in_batches(
         probabilities=np.concatenate([part.probabilities for part in parts]),
         target=np.concatenate([part.target for part in parts]),
         mask=np.concatenate([part.mask for part in parts]),
+        diagnostics={name: np.concatenate([part.diagnostics[name] for part in parts]) for name in parts[0].diagnostics},
     )

@@ -82,6 +82,7 @@ class Manifest(_Record):
         mask_size: (height, width) of the mask that the graph gives.
         class_names: one per class, by index.
         batch: images per call that fit into the memory budget of the export; what callers take unless told otherwise.
+        splits: engines take larger batches apart, so that the memory budget holds.
         explainee: model spec, weights and their hash.
         opset: of the ONNX graph.
         versions: of the packages that made the bundle.
@@ -101,6 +102,7 @@ class Manifest(_Record):
     mask_size: tuple[int, int]
     class_names: tuple[str, ...]
     batch: int = 8
+    splits: bool = False
     explainee: dict[str, str]
     opset: int
     versions: dict[str, str]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..contracts import Explanation, Floats, Uint8
 from ..errors import EngineError, OutOfMemory, UsageError
 from .bundle import Bundle
+from .engine import run_in_batches
 from .onnx_prune import prune_onnx
 
 __all__ = ["OnnxEngine"]
@@ -56,6 +57,9 @@ class OnnxEngine:
             self._full = self._session(self.bundle.graph.read_bytes())
             self._outputs = [output.name for output in self._full.get_outputs()]
         classes = self._checked_target(target, len(images))
+        manifest = self.bundle.manifest
+        if manifest.splits and len(images) > manifest.batch:
+            return run_in_batches(self, images, classes, manifest.batch)
         if self.bundle.manifest.several_targets:
             asked = classes.reshape(len(images), -1)
         elif classes.ndim == 2:

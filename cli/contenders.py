@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..accel.engine import Engine, open_engine, run_in_batches
+from ..accel.engine import Engine, open_engine
 from ..accel.manifest import MANIFEST_FILE
 from ..errors import UsageError, suggest
 from ..evaluate.baselines import BASELINES, centre_gaussian, grad_cam, integrated_gradients, random_masks
@@ -71,8 +71,7 @@ def make_contender(
 
 
 def _explain(engine: Engine) -> Explain:
-    batch = engine.bundle.manifest.batch  # more would not fit into the memory that the bundle was made for
-    return lambda images, target: run_in_batches(engine, images, target, batch).mask[:, 0]
+    return lambda images, target: engine.run(images, target).mask[:, 0]
 
 
 def _randomised(engine: Engine, stack: ExitStack) -> Engine:

@@ -280,6 +280,7 @@ def _describe(
         mask_size=(int(original.mask.shape[2]), int(original.mask.shape[3])),
         class_names=about.class_names,
         batch=about.batch,
+        splits=about.few is not None,
         explainee=about.explainee,
         opset=OPSET,
         versions={package: version(package) for package in _PACKAGES},

@@ -53,8 +53,8 @@ class GradientConfig:
             0 takes as many as `steps`, or the preset's where `steps` is not given.
         rule: of every integral; None takes the preset's.
         mode: ``"paper"`` computes the published formulas, ``"code"`` what the published code computes.
-        memory_budget: GiB that a process may take that explains a batch of `batch` images; as many points of a path go
-            through the model together as fit. Fewer points mean a longer graph, and a longer export.
+        memory_budget: GiB that a process may take that explains a batch of `batch` images; as many images and points of
+            a path go through the model together as fit. Fewer points mean a longer graph, and a longer export.
         batch: see `memory_budget`.
         points_per_pass: at most so many points of a path go through the model together; 0 takes what fits.
     """

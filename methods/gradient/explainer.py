@@ -19,7 +19,7 @@ from ..representation import linear_head, logits_of, run_from
 from ..upsample import BilinearUpsample, interpolation_matrix
 from .config import GradientConfig
 from .feature_maps import Setting, dix, grad_cam, iia2, iia3, layer_cam
-from .memory import largest_batch, largest_output, points_per_pass, room_of, saved_bytes
+from .memory import batch_and_points, largest_batch, largest_output, room_of, saved_bytes
 from .paths import Attribution
 from .pixels import integrated_gradients
 from .transformers import AttentionSetting, attention_rollout, dix_of_attention, gradient_rollout, iia_of_attention
@@ -91,7 +91,8 @@ class GradientExplainer(nn.Module):
         steps: of every integral.
         rule: the quadrature of every integral, of the outermost where they differ.
         inner_rule: that of the innermost integral on attention.
-        batch: images that fit into the memory budget together, up to 8 or what was asked for.
+        batch: images that fit into the memory budget together, up to 8 or what was asked for; engines split what is
+            larger.
         at_once: points of a path that go through the model together; 0 for all of them.
 
     Raises:
@@ -227,14 +228,13 @@ class GradientExplainer(nn.Module):
             self._fit(forward, max(forward, backward), len(self.rule), outer=len(self.rule) if backward else 1)
 
     def _fit(self, fixed: float, each: float, points: int, outer: int = 1) -> None:
-        """As many points per pass as the memory budget allows; see `points_per_pass`."""
+        """As many images and points per pass as the memory budget allows; see `batch_and_points`."""
         config = self.config
         if not config.points_per_pass:
-            room = room_of(self.classifier, config.memory_budget, config.batch)
-            found = points_per_pass(room, fixed, each, points, outer)
+            room = room_of(self.classifier, config.memory_budget)
+            batch, found = batch_and_points(room, fixed, each, points, outer, config.batch, _FASTEST)
             self.at_once = 0 if found >= points * outer else found
-            alone = room_of(self.classifier, config.memory_budget, 1)
-            self.batch = max(config.batch, min(_BATCH, largest_batch(alone, fixed, each, points, found)))
+            self.batch = max(batch, min(_BATCH, largest_batch(room, fixed, each, points, found)))
 
     def _integrate_pixels(self, images: Tensor, target: Tensor, maps: Any, logits: Tensor) -> Attribution:
         gained = logits_of(logits - self.nothing, target)

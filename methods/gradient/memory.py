@@ -11,11 +11,11 @@ from ...contracts import ImageSpec
 from ...errors import UsageError
 from ..features import noise_images
 
-__all__ = ["largest_batch", "largest_output", "points_per_pass", "room_of", "saved_bytes"]
+__all__ = ["batch_and_points", "largest_batch", "largest_output", "points_per_pass", "room_of", "saved_bytes"]
 
 _PROGRAM = 0.4 * 2**30  # the interpreter and its libraries
 _COPIES = 3  # of the weights: the file, its parsed form, and the runtime's own layout
-_RUNTIME = 2.1  # what ONNX Runtime takes over what autograd keeps: measured with IIA of a ViT-B, batch 8
+_RUNTIME = 3.1  # what ONNX Runtime takes over what autograd keeps: measured with IIA of a ViT-B, batches 1 to 8
 
 
 def saved_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:
@@ -35,10 +35,10 @@ def saved_bytes(model: nn.Module, run: Callable[[], Tensor]) -> int:
     return sum(sizes.values())
 
 
-def room_of(model: nn.Module, budget: float, batch: int) -> float:
-    """Bytes that are left for each image of a batch, of a process that may take `budget` GiB and holds the weights."""
+def room_of(model: nn.Module, budget: float) -> float:
+    """Bytes that are left for images, of a process that may take `budget` GiB and holds the weights."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return (budget * 2**30 - _PROGRAM - _COPIES * weights) / batch
+    return budget * 2**30 - _PROGRAM - _COPIES * weights
 
 
 def points_per_pass(room: float, fixed: float, each: float, points: int, outer: int = 1) -> int:
@@ -64,9 +64,41 @@ def points_per_pass(room: float, fixed: float, each: float, points: int, outer: 
     if room < fixed + each:
         raise UsageError(
             f"one point of one image takes {(fixed + each) / 2**20:.0f} MiB, and the memory budget leaves "
-            f"{max(room, 0) / 2**20:.0f} MiB for each image of a batch; raise --memory-budget or lower --batch"
+            f"{max(room, 0) / 2**20:.0f} MiB; raise --memory-budget"
         )
     return int((room - fixed) // each)
+
+
+def batch_and_points(
+    room: float, fixed: float, each: float, points: int, outer: int, asked: int, wanted: int
+) -> tuple[int, int]:
+    """How many images and points of a path go through the model together.
+
+    Args:
+        room: bytes for all images.
+        fixed: bytes that autograd keeps for one image, however many points there are.
+        each: bytes that it keeps for every point.
+        points: of the integral.
+        outer: points of the integral around it, each of which takes `fixed`.
+        asked: the most images.
+        wanted: points that are worth going without a larger batch.
+
+    Returns:
+        (images, points): of the batches that leave room for the points wanted the largest, else of all.
+
+    Raises:
+        UsageError: not even one point of one image fits.
+    """
+    found: list[tuple[int, int]] = []
+    for batch in range(asked, 1, -1):
+        try:
+            found.append((batch, points_per_pass(room / batch, fixed, each, points, outer)))
+        except UsageError:
+            continue
+        if found[-1][1] >= min(wanted, points):
+            return found[-1]
+    one = points_per_pass(room, fixed, each, points, outer)
+    return (1, one) if one >= min(wanted, points) or not found else found[0]
 
 
 def largest_batch(room: float, fixed: float, each: float, points: int, at_once: int) -> int:

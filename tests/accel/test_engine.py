@@ -444,3 +444,24 @@ def test_a_doctored_engine_fails_just_the_checks_that_it_should(
 
 def test_masks_that_are_not_numbers_fail(engine: OnnxEngine) -> None:
     assert {"masks equal PyTorch's", "mask is finite and in [0, 1]"} <= failed(NotANumber(engine))
+
+
+def test_a_batch_that_would_break_the_memory_budget_is_taken_apart(
+    engine: OnnxEngine, images: Uint8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = engine.bundle.manifest.model_copy(update={"splits": True, "batch": 3})
+    careful = OnnxEngine(replace(engine.bundle, manifest=manifest))
+    sizes = []
+    run = OnnxEngine._run
+
+    def note(self: OnnxEngine, session: Any, outputs: Any, feeds: dict[str, Any]) -> list[Any]:
+        sizes.append(len(feeds["image"]))
+        return run(self, session, outputs, feeds)
+
+    monkeypatch.setattr(OnnxEngine, "_run", note)
+    answer = careful.run(images, 2)
+    assert sizes == [3, 3, 2]
+    whole = engine.run(images, 2)
+    np.testing.assert_allclose(answer.mask, whole.mask, atol=1e-6)
+    np.testing.assert_allclose(answer.probabilities, whole.probabilities, atol=1e-6)
+    assert answer.target.tolist() == [2] * 8
