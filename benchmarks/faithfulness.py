@@ -2,9 +2,10 @@
 
     python benchmarks/faithfulness.py                         the committed models and checkpoints, 500 scenes
     python benchmarks/faithfulness.py --checkpoints runs/a runs/b   other checkpoints of the same models
+    python benchmarks/faithfulness.py --explainers LTX              only explainers whose names begin so
 
 Everything is exported to temporary bundles, and every number comes from ONNX Runtime. Writes
-docs/explainers-on-scenes.md and benchmarks/results/faithfulness.json.
+docs/explainers-on-scenes.md and benchmarks/results/faithfulness.json, where explainers that were not run stay.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from saccade.cli.evaluation_data import ScenesData
 from saccade.cli.options import SHORT_SPECS
 from saccade.contracts import Uint8
 from saccade.evaluate.baselines import centre_gaussian, random_masks
-from saccade.evaluate.metrics import Predict, make_metrics
+from saccade.evaluate.metrics import Estimate, Predict, make_metrics
 from saccade.evaluate.weights_folder import WEIGHTS
 from saccade.export.write_bundle import export_gradient, export_ltx
 from saccade.methods.explainee import Explainee, load_explainee
@@ -40,6 +41,7 @@ from saccade.methods.gradient.config import GradientConfig
 from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "faithfulness.json"
 FIRST = 20_000  # scenes of the test split that no setting was chosen on; 10,000 … 10,149 were used for that
 SLOW = ("sic", "aic", "sensitivity", "randomisation")  # many seconds for each scene and explainer
 SLOW_SCENES = 50
@@ -82,20 +84,28 @@ def predict_with(explainee: Explainee) -> Predict:
 
 
 def evaluate_model(
-    spec: str, folders: Sequence[Path], methods: Sequence[str], data: ScenesData, progress: Progress
+    spec: str,
+    folders: Sequence[Path],
+    methods: Sequence[str],
+    data: ScenesData,
+    progress: Progress,
+    wanted: Callable[[str], bool],
 ) -> tuple[Evaluation, Evaluation]:
-    """All explainers of one model: all scenes, and the slow metrics on some."""
+    """The explainers wanted of one model: all scenes, and the slow metrics on some."""
     explainee = load_explainee(spec)
     predict = predict_with(explainee)
     with ExitStack() as stack:
         contenders: list[Contender] = []
         for folder in checkpoints_of(spec, folders):
             explainer, about = load_checkpoint(folder)
-            target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"LTX {about.config.form}"
+            name = "LTX any class" if explainer.class_specific else f"LTX {about.config.form}"
+            if not wanted(name):
+                continue
+            target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
             engine = open_engine(export_ltx(explainer, about, sample_images(about.data, about.image_spec), target))
             contenders.append(bundle_contender(engine, stack))
             predict = engine.probabilities
-        for method in methods:
+        for method in filter(wanted, methods):
             target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / method
             config = GradientConfig(method=method, preset="fast")
             progress.console.print(f"{spec}: exporting {method}")
@@ -103,10 +113,11 @@ def evaluate_model(
             engine = open_engine(export_gradient(explainee, config, images, target))
             contenders.append(bundle_contender(engine, stack))
             predict = engine.probabilities
-        contenders += [
+        blind = [
             Contender("centre", centre_gaussian(), centre_gaussian),
             Contender("random", random_masks(), random_masks),
         ]
+        contenders += [entry for entry in blind if wanted(entry.name)]
         bars = {entry.name: progress.add_task(f"{spec} {entry.name}", total=data.count) for entry in contenders}
 
         def done(name: str, count: int) -> None:
@@ -119,36 +130,50 @@ def evaluate_model(
         )
 
 
-def table(result: Evaluation, header: bool = True) -> str:
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A record in which explainers that were measured again take the place of the old ones."""
+    names = [entry["name"] for entry in new["explainers"]]
+    kept = [entry for entry in old.get("explainers", ()) if entry["name"] not in names]
+    together = {entry["name"]: entry for entry in [*kept, *new["explainers"]]}
+    return {**new, "explainers": [together[name] for name in sorted(together, key=place)]}
+
+
+def place(name: str) -> tuple[int, str]:
+    """Where an explainer stands in the table: trained, then traced, then blind ones."""
+    order = ["LTX own", "LTX shared", "LTX any class", *dict.fromkeys(sum(GRADIENT_METHODS.values(), ())), "centre"]
+    return (order.index(name) if name in order else len(order), name)
+
+
+def table(stored: dict[str, Any], header: bool = True) -> str:
     """A Markdown table, a metric per row."""
+    explainers = stored["explainers"]
     lines = (
-        []
-        if not header
-        else [
-            "| metric | " + " | ".join(score.name for score in result.scores) + " |",
-            "|---|" + "---|" * len(result.scores),
-        ]
+        ["| metric | " + " | ".join(entry["name"] for entry in explainers) + " |", "|---|" + "---|" * len(explainers)]
+        if header
+        else []
     )
-    for metric in result.metrics:
-        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+    for metric, higher in stored["higher_is_better"].items():
+        arrow = {True: " ↑", False: " ↓", None: ""}[higher]
         cells = []
-        for score in result.scores:
-            value = score.values.get(metric.name)
-            if value is None or not value.images:
+        for entry in explainers:
+            found = entry["metrics"].get(metric)
+            if found is None or not found["images"]:
                 cells.append("–")
                 continue
+            value = Estimate(**found)
             digits = decimals(value)
             cells.append(f"{value.value:.{digits}f} ({value.low:.{digits}f}–{value.high:.{digits}f})")
-        lines.append(f"| {metric.name}{arrow} | " + " | ".join(cells) + " |")
+        lines.append(f"| {metric}{arrow} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def whole_table(results: tuple[Evaluation, Evaluation]) -> str:
+def whole_table(stored: dict[str, dict[str, Any]]) -> str:
     """Both evaluations, one below the other."""
-    return table(results[0]) + "\n" + table(results[1], header=False)
+    first, some = stored.values()
+    return table(first) + "\n" + table(some, header=False)
 
 
-def write_docs(results: dict[str, tuple[Evaluation, Evaluation]], data: ScenesData) -> None:
+def write_docs(models: dict[str, dict[str, dict[str, Any]]], data: ScenesData) -> None:
     """The page in docs/."""
     text = [
         "# Explainers on planted scenes",
@@ -160,8 +185,9 @@ def write_docs(results: dict[str, tuple[Evaluation, Evaluation]], data: ScenesDa
         "",
         "This page is written by `python benchmarks/faithfulness.py`.",
     ]
-    for spec, result in results.items():
-        text += ["", f"## {spec}, {result[0].accuracy:.1%} right", "", whole_table(result)]
+    for name, stored in models.items():
+        accuracy = next(iter(stored.values()))["accuracy"]
+        text += ["", f"## {name}, {accuracy:.1%} right", "", whole_table(stored)]
     text += [
         "",
         "*random* and *centre* (a Gaussian in the middle) do not look at the image; they say what a metric gives for "
@@ -177,28 +203,33 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=500, help="number of held-out scenes")
     parser.add_argument("--models", nargs="*", choices=sorted(SHORT_SPECS), default=sorted(SHORT_SPECS))
+    parser.add_argument("--explainers", nargs="*", default=[""], metavar="NAME", help="beginnings of names")
     parser.add_argument("--dry", action="store_true", help="print the tables, write nothing")
     arguments = parser.parse_args()
     data = ScenesData(96, arguments.count, FIRST)
     console = Console(width=160)
+    wanted = tuple(arguments.explainers)
+    models: dict[str, dict[str, dict[str, Any]]] = {}
+    if RESULTS.exists():
+        models = json.loads(RESULTS.read_text(encoding="utf-8"))["models"]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        results = {
-            name: evaluate_model(SHORT_SPECS[name], arguments.checkpoints, GRADIENT_METHODS[name], data, progress)
-            for name in arguments.models
-        }
-    for name, result in results.items():
-        console.print(f"{name}\n{whole_table(result)}\n", markup=False)
+        for name in arguments.models:
+            spec, methods = SHORT_SPECS[name], GRADIENT_METHODS[name]
+            found = evaluate_model(
+                spec, arguments.checkpoints, methods, data, progress, lambda title: title.startswith(wanted)
+            )
+            old = models.get(name, {})
+            models[name] = {
+                title: merged(old.get(title, {}), record(result, {}))
+                for title, result in zip(("all scenes", f"the first {SLOW_SCENES}"), found, strict=True)
+            }
+    for name in arguments.models:
+        console.print(f"{name}\n{whole_table(models[name])}\n", markup=False)
     if arguments.dry:
         return
-    write_docs(results, data)
+    write_docs(models, data)
     about = {"scenes": data.count, "first": FIRST, "split": "test", "machine": machine()}
-    stored = {
-        name: {"all scenes": record(result[0], {}), f"the first {SLOW_SCENES}": record(result[1], {})}
-        for name, result in results.items()
-    }
-    (ROOT / "benchmarks" / "results" / "faithfulness.json").write_text(
-        json.dumps({**about, "models": stored}, indent=1) + "\n", encoding="utf-8"
-    )
+    RESULTS.write_text(json.dumps({**about, "models": models}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
