@@ -99,6 +99,8 @@ class OnnxEngine:
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self.bundle.manifest.splits:  # keeps to a memory budget: what is freed goes back, nothing is set aside
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         try:
             session = ort.InferenceSession(graph, options, providers=self.providers)
         except MemoryError:
@@ -154,7 +156,9 @@ class OnnxEngine:
                 f"{chosen.dtype} {chosen.shape}"
             )
         if several and not self.bundle.manifest.class_specific:
-            raise UsageError("this bundle explains the predicted class only; ask for no other, or export it anew")
+            raise UsageError(
+                "this bundle explains the predicted class only; one for any class is trained with --class-conditional"
+            )
         classes = len(self.bundle.manifest.class_names)
         if chosen.size and (chosen.min() < -1 or chosen.max() >= classes):
             raise UsageError(f"target classes go from 0 to {classes - 1}, or -1 for the predicted class; not {target}")

@@ -36,7 +36,7 @@ class ImageExplanation:
         mask: float32 (h, w) in [0, 1], at the model's size; 1 keeps the pixel.
         spec: which part of the image the model saw.
         class_specific: the mask is about `target`; if not, it is about the predicted class whatever was asked.
-        milliseconds: the engine's time for this image's batch, divided by the batch.
+        milliseconds: the time for this image's batch, divided by the batch; None where it was not measured.
         diagnostics: what the method says about itself, see `Explanation`.
         variant: which of several explanations of the same image this is, such as the class; its files' names end so.
     """
@@ -49,7 +49,7 @@ class ImageExplanation:
     mask: Floats
     spec: ImageSpec
     class_specific: bool
-    milliseconds: float
+    milliseconds: float | None
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     variant: str = ""
 
@@ -118,7 +118,7 @@ class ImageExplanation:
             "explains": self.class_name if self.class_specific else self.class_names[self.predicted],
             "area": round(float(self.mask.mean()), 4),
             "peak": list(self.peak()),
-            "milliseconds": round(self.milliseconds, 3),
+            **({} if self.milliseconds is None else {"milliseconds": round(self.milliseconds, 3)}),
             **{name: float(f"{value:.4g}") for name, value in self.diagnostics.items()},
         }
 

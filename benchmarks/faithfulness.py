@@ -118,6 +118,8 @@ def evaluate_model(
             Contender("random", random_masks(), random_masks),
         ]
         contenders += [entry for entry in blind if wanted(entry.name)]
+        if not contenders:
+            raise SystemExit(f"no explainer of {spec} has such a name")
         bars = {entry.name: progress.add_task(f"{spec} {entry.name}", total=data.count) for entry in contenders}
 
         def done(name: str, count: int) -> None:
@@ -132,9 +134,13 @@ def evaluate_model(
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """A record in which explainers that were measured again take the place of the old ones."""
+    if old and (old["images"], old["accuracy"]) != (new["images"], new["accuracy"]):
+        raise SystemExit("these are other scenes than the stored ones; measure all explainers, or use --dry")
     names = [entry["name"] for entry in new["explainers"]]
     kept = [entry for entry in old.get("explainers", ()) if entry["name"] not in names]
     together = {entry["name"]: entry for entry in [*kept, *new["explainers"]]}
+    for entry in together.values():
+        entry.pop("more_than_the_first", None)  # the first may be another one now
     return {**new, "explainers": [together[name] for name in sorted(together, key=place)]}
 
 

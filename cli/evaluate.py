@@ -305,9 +305,10 @@ def _colour(metric: Metric, gap: Estimate | None) -> str:
     return "green" if (gap.value > 0) == metric.higher_is_better else "red"
 
 
-def mean_colour(mean: tuple[float, float, float]) -> tuple[int, ...]:
+def mean_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
     """The colour that a model takes for zero, 0–255."""
-    return tuple(round(255 * part) for part in mean)
+    red, green, blue = (round(255 * part) for part in mean)
+    return red, green, blue
 
 
 def _needs_evidence(name: str) -> bool:

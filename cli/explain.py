@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ __all__ = ["explain"]
     "--batch-size",
     type=click.IntRange(1),
     metavar="N",
-    help="Images per call of the engine. [default: what the bundle was made for, mostly 8]",
+    help="Images per call of the engine. [default: what the bundle was made for, mostly 8; 16 with --finetune]",
 )
 @click.option(
     "--max-megapixels",
@@ -65,6 +66,8 @@ __all__ = ["explain"]
     help="Fine-tune the explainer of --checkpoint for N steps on each image; needs PyTorch.",
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="What --finetune starts from.")
+@click.option("--model", "spec", metavar="SPEC", help="With --finetune: the classifier, where its spec has changed.")
+@click.option("--weights", metavar="FILE", help="With --finetune: the classifier's weights, where they were moved.")
 @click.option(
     "--tune",
     type=click.Choice(["head", "mask"]),
@@ -81,7 +84,10 @@ __all__ = ["explain"]
 )
 @engine_options
 @any_json
+@click.pass_context
 def explain(
+    context: click.Context,
+    /,
     paths: tuple[Path, ...],
     bundle: Path | None,
     targets: tuple[str, ...],
@@ -91,6 +97,8 @@ def explain(
     max_megapixels: float,
     steps: int | None,
     checkpoint: Path | None,
+    spec: str | None,
+    weights: str | None,
     tune: str,
     select: str,
     engine: str,
@@ -117,26 +125,45 @@ def explain(
     from ..accel.image import find_images
     from ..accel.pipeline import PipelineConfig, explain_images
     from ..accel.results import Failure, ResultWriter
-    from ..errors import UsageError
+    from ..errors import UsageError, require
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
-    if (steps is None) != (checkpoint is None) or (steps is None) == (bundle is None):
-        raise UsageError("give --bundle DIR, or --checkpoint DIR with --finetune STEPS")
-    files = find_images(list(paths))
-    if steps is not None:
+    if checkpoint is not None or steps is not None:
+        _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")
+        if checkpoint is None or steps is None:
+            raise click.UsageError("--finetune STEPS and --checkpoint DIR go together")
+        for package in ("torch", "safetensors"):
+            require(package, extra="train", purpose="--finetune")
         from .finetune import explain_finetuned
 
-        assert checkpoint is not None, "checked above"
         settings = {"steps": steps, "tune": tune, "select": select}
         pixels = int(max_megapixels * 1e6)
-        return explain_finetuned(files, checkpoint, settings, targets, out, formats, batch_size or 16, pixels, as_json)
-    assert bundle is not None, "checked above"
+        return explain_finetuned(
+            find_images(list(paths)),
+            checkpoint,
+            settings,
+            targets,
+            out,
+            formats,
+            batch_size or 16,
+            pixels,
+            as_json,
+            spec=spec,
+            weights=weights,
+        )
+    _refuse_given(context, ("tune", "select", "spec", "weights"), "belongs to --finetune")
+    if bundle is None:
+        raise click.UsageError("Missing option '--bundle'; or --checkpoint with --finetune.")
+    files = find_images(list(paths))
     running = open_engine(bundle, engine, providers=providers or None, threads=threads)
     manifest = running.bundle.manifest
     indices = tuple(running.bundle.target_index(target) for target in targets) or (-1,)
     if max(indices) >= 0 and not manifest.class_specific:
         if len(indices) > 1:
-            raise UsageError("this explainer explains the predicted class only; leave out --target")
+            raise UsageError(
+                "this explainer explains the predicted class only; leave out --target, or train one with "
+                "--class-conditional"
+            )
         click.echo(
             "Note: this explainer explains the predicted class only; its masks show the evidence for the prediction; "
             f"the probability is that of '{manifest.class_names[indices[0]]}'.",
@@ -171,6 +198,14 @@ def explain(
     if not as_json:
         _print_table(shown, done, failed, folder)
     return 1 if failed else 0
+
+
+def _refuse_given(context: click.Context, names: Sequence[str], why: str) -> None:
+    """Refuse options of the other mode, rather than ignore them."""
+    for parameter in context.command.params:
+        default = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.DEFAULT
+        if parameter.name in names and not default:
+            raise click.UsageError(f"{parameter.opts[0]} {why}")
 
 
 def _progress(total: int, *, quiet: bool) -> Progress:
@@ -212,7 +247,7 @@ def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: 
                 f"{result.probability:.1%}",
                 f"{result.mask.mean():.1%}",
                 f"{x}, {y}",
-                f"{result.milliseconds:.1f}",
+                f"{result.milliseconds or 0:.1f}",
             )
         console.print(table)
         if done > len(shown):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..accel.bundle import class_index
 from ..accel.image import ImageSource, load_image, resize_image, source_name
 from ..accel.results import Failure, ImageExplanation, ResultWriter
 from ..contracts import Uint8
-from ..errors import ImageError
+from ..errors import ImageError, ModelError, OutOfMemory
 from ..evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from ..methods.features import device_of
 from ..methods.ltx.checkpoint import load_checkpoint
+from ..methods.ltx.config import LTXConfig
 from ..methods.ltx.finetune import FinetuneConfig, FineTuned, finetune
 from ..methods.ltx.model import LTXExplainer
 from ..methods.ltx.train import to_float
+from .evaluate import mean_colour
+from .options import resolve_model
 
 __all__ = ["explain_finetuned"]
 
@@ -56,6 +60,9 @@ def explain_finetuned(
     batch_size: int,
     max_pixels: int,
     as_json: bool,
+    *,
+    spec: str | None = None,
+    weights: str | None = None,
 ) -> int:
     """Fine-tune on each image, and write both explanations.
 
@@ -69,50 +76,43 @@ def explain_finetuned(
         batch_size: explanations that are tuned together.
         max_pixels: an image with more is refused.
         as_json: print records instead of a table.
+        spec: the classifier's spec, where the checkpoint's is not to be found any more.
+        weights: its weights, where they were moved.
 
     Returns:
         The exit code: 1 if an image could not be read.
     """
     config = FinetuneConfig(**settings)
-    explainer, record = load_checkpoint(checkpoint)
+    explainer, record = load_checkpoint(checkpoint, spec=resolve_model(spec) if spec else None, weights=weights)
     explainer.to("cuda" if torch.cuda.is_available() else "cpu")
     asked = [class_index(target, record.class_names) for target in targets] or [-1]
     folder = out or (None if as_json else Path("explanations"))
     writer = ResultWriter(folder, formats) if folder else None
     gains, failed = _Gains(), 0
-    total = len(files) * len(asked)
     try:
         with _progress() as progress:
-            bar = progress.add_task("fine-tuning", total=total * config.steps)
-            work = _loaded(files, explainer, max_pixels)
-            for chunk in _chunks(work, batch_size, len(asked)):
+            bar = progress.add_task("fine-tuning", total=len(files) * len(asked) * config.steps)
+            for chunk in _chunks(_loaded(files, explainer, max_pixels), max(1, batch_size // len(asked))):
                 readable = [item for item in chunk if not isinstance(item, Failure)]
-                results: list[ImageExplanation | Failure] = [item for item in chunk if isinstance(item, Failure)]
-                failed += len(results)
-                if readable:
-                    count = len(readable) * len(asked)
-                    results += _explain(
-                        explainer,
-                        readable,
-                        asked,
-                        record.config,
-                        config,
-                        gains,
-                        lambda step, count=count: progress.advance(bar, count),
-                    )
-                for result in results:
-                    line = writer.write(result) if writer else result.record()
-                    if as_json:
-                        click.echo(json.dumps(line, ensure_ascii=False))
-                    elif isinstance(result, Failure):
-                        progress.console.print(f"[red]skipped[/red] {result.reason}", highlight=False, soft_wrap=True)
+                count = len(readable) * len(asked)
+                job = _Job(explainer, asked, record.config, config, gains, measured=not as_json)
+                tuned = _tuned(job, readable, partial(_advance, progress, bar, count))
+                for item in chunk:
+                    for result in [item] if isinstance(item, Failure) else tuned.pop(0):
+                        failed += isinstance(result, Failure)
+                        line = writer.write(result) if writer else result.record()
+                        if as_json:
+                            click.echo(json.dumps(line, ensure_ascii=False))
+                        elif isinstance(result, Failure):
+                            reason = f"[red]skipped[/red] {result.reason}"
+                            progress.console.print(reason, highlight=False, soft_wrap=True)
     except BaseException:
         if writer:
             writer.discard()
         raise
     if writer:
         writer.close()
-    if gains.rows and not as_json:
+    if gains.rows:
         _print(gains, config, folder)
     return 1 if failed else 0
 
@@ -130,52 +130,88 @@ def _loaded(files: Sequence[ImageSource], explainer: LTXExplainer, max_pixels: i
         yield source_name(file), image, resize_image(image, explainer.explainee.image_spec)
 
 
-def _chunks(work: Iterator[_Image | Failure], batch_size: int, targets: int) -> Iterator[list[_Image | Failure]]:
-    while chunk := list(itertools.islice(work, max(1, batch_size // targets))):
+def _chunks(work: Iterator[_Image | Failure], size: int) -> Iterator[list[_Image | Failure]]:
+    while chunk := list(itertools.islice(work, size)):
         yield chunk
 
 
-def _explain(
-    explainer: LTXExplainer,
-    images: list[_Image],
-    asked: list[int],
-    losses: Any,
-    config: FinetuneConfig,
-    gains: _Gains,
-    on_step: Any,
-) -> list[ImageExplanation | Failure]:
-    pixels = np.repeat(np.stack([item[2] for item in images]), len(asked), axis=0)
-    target = torch.tensor(asked * len(images), device=device_of(explainer))
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every image."""
+
+    explainer: LTXExplainer
+    asked: Sequence[int]
+    losses: LTXConfig
+    config: FinetuneConfig
+    gains: _Gains
+    measured: bool
+
+
+def _tuned(
+    job: _Job, images: Sequence[_Image], on_step: Callable[[int], None]
+) -> list[list[ImageExplanation | Failure]]:
+    """The results of each image; one that breaks off alone does not stop the others."""
+    if not images:
+        return []
+    try:
+        return [list(answers) for answers in _explain(job, images, on_step)]
+    except ModelError as error:
+        if len(images) == 1:
+            return [[Failure(images[0][0], f"{images[0][0]}: {error}")]]
+        return [found for image in images for found in _tuned(job, [image], lambda step: None)]
+    except RuntimeError as error:
+        if "memory" not in str(error).lower():
+            raise
+        advice = f"try --batch-size {max(1, len(images) // 4)}" if len(images) > 1 else "use a smaller model"
+        raise OutOfMemory(f"fine-tuning {len(images)} images at once does not fit into memory; {advice}") from None
+
+
+def _explain(job: _Job, images: Sequence[_Image], on_step: Callable[[int], None]) -> list[list[ImageExplanation]]:
+    explainer, gains, each = job.explainer, job.gains, len(job.asked)
+    pixels = np.repeat(np.stack([item[2] for item in images]), each, axis=0)
+    target = torch.tensor(list(job.asked) * len(images), device=device_of(explainer))
     began = time.perf_counter()
-    found = finetune(explainer, to_float(pixels, explainer), losses, config, target=target, on_step=on_step)
+    found = finetune(explainer, to_float(pixels, explainer), job.losses, job.config, target=target, on_step=on_step)
     seconds = time.perf_counter() - began
     gains.seconds += seconds
     gains.forwards, gains.backwards = found.forwards, found.backwards
     gains.steps += found.step.tolist()
-    gains.rows.append(_measured(explainer, pixels, found))
-    probabilities = found.logits.softmax(1).cpu().numpy()
-    names = explainer.explainee.class_names
-    results: list[ImageExplanation | Failure] = []
-    for index, label in enumerate(found.target.tolist()):
-        name, image, _ = images[index // len(asked)]
-        for kind, masks in (("pretrained", found.start), ("finetuned", found.mask)):
-            variant = kind if len(asked) == 1 else f"{names[label]}.{kind}"
-            results.append(
-                ImageExplanation(
-                    source=name,
-                    image=image,
-                    probabilities=probabilities[index],
-                    target=label,
-                    class_names=names,
-                    mask=masks[index, 0].cpu().numpy(),
-                    spec=explainer.explainee.image_spec,
-                    class_specific=True,
-                    milliseconds=seconds * 1e3 / len(found.target),
-                    diagnostics={"step": float(found.step[index])} if kind == "finetuned" else {},
-                    variant=variant,
-                )
-            )
-    return results
+    if job.measured:
+        gains.rows.append(_measured(explainer, pixels, found))
+    milliseconds = seconds * 1e3 / len(target)
+    return [
+        [
+            answer
+            for place in range(each)
+            for answer in _pair(explainer, image, found, index * each + place, milliseconds, several=each > 1)
+        ]
+        for index, image in enumerate(images)
+    ]
+
+
+def _pair(
+    explainer: LTXExplainer, image: _Image, found: FineTuned, index: int, milliseconds: float, *, several: bool
+) -> list[ImageExplanation]:
+    """The pretrained and the tuned explanation of one image and class."""
+    names, label = explainer.explainee.class_names, int(found.target[index])
+    tuned = {"step": float(found.step[index]), "loss": float(found.score[index])}
+    kinds = {"pretrained": (found.start, {"loss": float(found.start_score[index])}), "finetuned": (found.mask, tuned)}
+    return [
+        ImageExplanation(
+            source=image[0],
+            image=image[1],
+            probabilities=found.logits[index].softmax(0).cpu().numpy(),
+            target=label,
+            class_names=names,
+            mask=masks[index, 0].cpu().numpy(),
+            spec=explainer.explainee.image_spec,
+            class_specific=explainer.class_specific or kind == "finetuned",
+            milliseconds=milliseconds if kind == "finetuned" else None,
+            diagnostics=diagnostics,
+            variant=f"{names[label]}.{kind}" if several else kind,
+        )
+        for kind, (masks, diagnostics) in kinds.items()
+    ]
 
 
 def _measured(
@@ -194,9 +230,13 @@ def _measured(
             Sample(image, mask, int(label))
             for image, mask, label in zip(pixels, values, found.target.tolist(), strict=True)
         ]
-        return measure(make_metrics(_METRICS), samples, predict)
+        return measure(make_metrics(_METRICS, fill=mean_colour(explainer.explainee.image_spec.mean)), samples, predict)
 
     return rows(found.start), rows(found.mask)
+
+
+def _advance(progress: Progress, bar: TaskID, count: int, step: int) -> None:
+    progress.advance(bar, count)
 
 
 def _progress() -> Progress:

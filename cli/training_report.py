@@ -32,7 +32,7 @@ _BATCH = 64
 
 def validation(data: EvaluationData, spec: ImageSpec) -> Validate:
     """Insertion − deletion on images that are not trained on: the mean, −1 to 1, higher is better."""
-    metrics = make_metrics(["insertion-deletion"], fill=mean_colour(spec.mean), steps=_POINTS)  # type: ignore[arg-type]
+    metrics = make_metrics(["insertion-deletion"], fill=mean_colour(spec.mean), steps=_POINTS)
 
     def score(explainer: LTXExplainer) -> float:
         result = evaluate_contenders(

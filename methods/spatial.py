@@ -50,10 +50,9 @@ class SpatialLayers:
                 )
         self.shapes: list[FeatureShape] = [(int(c), int(h), int(w)) for _, c, h, w in map(_shape, self.read(outputs))]
 
-    @property
-    def on_tokens(self) -> bool:
-        """All layers give tokens."""
-        return len(self._grids) == len(self.names)
+    def gives_tokens(self, name: str) -> bool:
+        """A layer's output is tokens, not a feature map."""
+        return name in self._grids
 
     def read(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
         """What `capture` collected, as maps (N, C, h, w), in the order of the names."""

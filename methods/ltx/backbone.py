@@ -44,7 +44,7 @@ class OwnBackbone(nn.Module):
         ((channels, height, width),) = self.spatial.shapes
         self.grid = (height, width)
         self.read: nn.Module
-        if self.spatial.on_tokens:
+        if self.spatial.gives_tokens(layer):
             self.backbone.requires_grad_(False)
             for block in attention_layout(self.backbone, own).blocks:
                 self.backbone.get_submodule(block).requires_grad_(True)

@@ -108,9 +108,11 @@ class LTXConfig:
         if self.form == "own" and len(self.layers) > 1:
             raise UsageError("an own backbone reads one feature map; name one layer, or take the shared form")
         if self.class_conditional and self.form == "own":
-            raise UsageError("an explainer for any class has the shared form; leave out --form own")
+            raise UsageError("an explainer for any class has the shared form, not that of an own backbone")
         if self.backbone and (self.form == "shared" or self.layers):
             raise UsageError("another backbone is for the own form, and its layer is found; add --form own")
+        if self.backbone_weights and not self.backbone:
+            raise UsageError("weights of a backbone go with its architecture; add --backbone SPEC")
         weights = (self.preserve, self.complement, self.area, self.entropy)
         if not all(map(math.isfinite, weights)) or min(weights) < 0 or self.preserve + self.complement == 0:
             raise UsageError(

@@ -20,7 +20,7 @@ from ..explainee import guest
 from ..perturb import make_baseline, perturb
 from .config import LTXConfig
 from .heads import MaskLogits, head_of
-from .losses import area_loss, complement_loss, preserve_loss
+from .losses import total_loss
 from .model import LTXExplainer, Predicted
 from .selection import CRITERIA, Criterion, score_masks
 
@@ -39,7 +39,7 @@ class FinetuneConfig:
         tune: what each image has its own copy of: ``"head"``, the decoder of the shared form, or the read-out and the
             last blocks of an own backbone; or ``"mask"``, the mask's own logits.
         blocks: of a transformer's own backbone, how many of the last blocks belong to the head.
-        learning_rate: None takes 1e-3 for a head, 0.1 for the logits of a mask.
+        learning_rate: None takes 3e-3 for a head, 0.1 for the logits of a mask.
         select: what the best step is chosen by, never by a label: ``"loss"``, the weighted losses themselves,
             ``"pos"``, the positive perturbation curve, or ``"insertion-deletion"``.
         score_every: steps between two masks that may be chosen; the first and the last always are.
@@ -71,7 +71,7 @@ class FinetuneConfig:
     @property
     def rate(self) -> float:
         """The learning rate, the default filled in."""
-        return self.learning_rate or (1e-3 if self.tune == "head" else 0.1)
+        return self.learning_rate or (3e-3 if self.tune == "head" else 0.1)
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ class FineTuned:
     Attributes:
         logits: (N, K).
         target: the classes explained, int64 (N,).
-        start: masks of the pretrained explainer, (N, 1, H, W) in [0, 1].
+        start: masks of the pretrained explainer as it gives them, (N, 1, H, W) in [0, 1]: of the class explained where
+            it answers for any, else of the predicted one.
         mask: the best of each image, of the same shape.
-        step: the step at which it was found, int64 (N,); 0 is the pretrained mask.
+        step: the step at which it was found, int64 (N,); 0 is what the pretrained explainer selects.
         start_score: what was minimised to choose, at the start, (N,).
         score: at the best step, (N,).
         forwards: of the classifier, per image.
@@ -157,26 +158,29 @@ class _Run:
             value.requires_grad_(True)
         self.forwards = 1
         self.backwards = 0
+        self.turn = 0  # of the two terms that take turns
 
     def go(self, on_step: Callable[[int], None]) -> FineTuned:
         config = self.config
         optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=config.rate, weight_decay=self.losses.weight_decay
         )
+        with torch.no_grad():
+            start = self.explainer.mask(self.found)
         best: Tensor | None = None
-        start = start_score = score = step_of = torch.empty(0)
+        start_score = score = step_of = torch.empty(0)
         for step in range(config.steps + 1):
             last = step == config.steps
             scored = last or step % config.score_every == 0
-            both = scored and config.select == "loss"
-            with torch.enable_grad():
+            by_loss = config.select == "loss"
+            with torch.set_grad_enabled(not last):
                 selection = self._select()
-                terms = self._losses(selection, step, both)
+                terms = self._losses(selection, step, whole=scored and by_loss) if by_loss or not last else {}
             if scored:
                 mask = self._mask(selection.detach())
                 value = self._score(mask, terms)
                 if best is None:
-                    best = start = mask
+                    best = mask
                     score = start_score = value
                     step_of = torch.zeros(len(value), dtype=torch.int64, device=value.device)
                 else:
@@ -204,35 +208,33 @@ class _Run:
         with AttentionTap():  # attention spelled out: the fused operator knows no vmap
             return torch.vmap(one)(self.parameters, self.features, self.target)
 
-    def _losses(self, selection: Tensor, step: int, both: bool) -> dict[str, Tensor]:
-        """The weighted terms of this step, (N,) each; as in the pretraining, of the selection without evidence."""
-        explainee, losses, config = self.explainer.explainee, self.losses, self.config
+    def _losses(self, selection: Tensor, step: int, whole: bool) -> dict[str, Tensor]:
+        """The weighted terms of this step, (N,) each; as in the pretraining, of the selection without evidence.
+
+        Where preservation and complement take turns, a step has one of them, twice as heavy; `whole` has both.
+        """
+        explainee, losses = self.explainer.explainee, self.losses
         mask = self.explainer.upsample(selection)
-        turns = config.take_turns and losses.complement > 0 and losses.preserve > 0 and not both
-        keep = losses.preserve > 0 and not (turns and step % 2)
-        remove = losses.complement > 0 and not (turns and not step % 2)
+        turns = self.config.take_turns and losses.preserve > 0 and losses.complement > 0 and not whole
+        keep = losses.preserve > 0 and not (turns and self.turn == 1)
+        remove = losses.complement > 0 and not (turns and self.turn == 0)
+        self.turn = 1 - self.turn if turns else self.turn
         views = ([perturb(self.pixels, mask, self.baseline)] if keep else []) + (
             [perturb(self.pixels, 1 - mask, self.baseline)] if remove else []
         )
         logits = self.explainer.classifier(explainee.normalise(torch.cat(views)))
         self.forwards += len(views)
-        self.backwards += len(views) * (step < config.steps)
-        apart = list(logits.split(len(self.pixels)))
-        terms: dict[str, Tensor] = {}
-        if keep:
-            terms["preserve"] = losses.preserve * preserve_loss(apart.pop(0), self.target)
-        if remove:
-            terms["complement"] = losses.complement * complement_loss(apart.pop(0), self.target)
-        if turns:  # each comes every other step
-            terms = {name: 2 * value for name, value in terms.items()}
-        terms["area"] = losses.area * area_loss(mask, losses.area_form)
-        for name, value in terms.items():
-            if not bool(torch.isfinite(value).all()):
-                image = int((~torch.isfinite(value)).nonzero()[0])
+        self.backwards += len(views) * (step < self.config.steps)
+        kept = logits[: len(self.pixels)] if keep else None
+        removed = logits[-len(self.pixels) :] if remove else None
+        terms = {}
+        for name, values in total_loss(kept, removed, mask, self.target, losses).terms.items():
+            if broken := (~torch.isfinite(values)).nonzero().flatten().tolist():
                 raise ModelError(
-                    f"fine-tuning stopped at step {step}: the {name} loss of image {image} of the batch is not finite; "
-                    "lower the learning rate, or check the image"
+                    f"fine-tuning stopped at step {step}: the {name} loss of image {broken[0]} of the batch is not "
+                    "finite; check the image, or lower the learning rate"
                 )
+            terms[name] = getattr(losses, name) * values * (2 if turns and name in ("preserve", "complement") else 1)
         return terms
 
     def _score(self, mask: Tensor, terms: dict[str, Tensor]) -> Tensor:

@@ -71,7 +71,7 @@ def head_of(explainer: LTXExplainer, found: Predicted, pixels: Tensor, blocks: i
         return network, found.maps
     normalised = network.prepared(explainer.explainee.normalise(pixels))
     names = attention_layout(network.backbone, network.spec).blocks if blocks else ()
-    if blocks and (not network.spatial.on_tokens or blocks > len(names) or not all(names)):
+    if blocks and (not network.spatial.gives_tokens(network.layer) or blocks > len(names) or not all(names)):
         raise ModelError(f"the backbone has no {blocks} transformer blocks of its own to tune")
     with ExitStack() as stack, AttentionTap():
         if blocks:

@@ -161,7 +161,7 @@ def build_ltx(explainee: Explainee, config: LTXConfig, *, pretrained: bool = Tru
     else:
         network = OwnBackbone.of(explainee, spatial.names[0], spec)
         grid = network.grid
-    evidence = config.evidence and not spatial.on_tokens
+    evidence = config.evidence and not spatial.gives_tokens(spatial.names[0])
     head = linear_head(explainee.model, spatial.names[0], spec) if evidence else None
     explainer = LTXExplainer(explainee, network, spatial, grid, head)
     return explainer.to(device_of(explainee.model)).eval()
@@ -178,7 +178,7 @@ def _layers_for(explainee: Explainee, config: LTXConfig) -> SpatialLayers:
     one = SpatialLayers(model, [last], spec)
     if config.form == "own":
         return one
-    if one.on_tokens:
+    if one.gives_tokens(last):
         return SpatialLayers(model, spatial_layers(model, spec, _LEVELS_OF_TOKENS), spec)
     if min(one.shapes[0][1:]) >= _FINE_ENOUGH:
         return one

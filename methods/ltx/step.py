@@ -81,7 +81,7 @@ def _losses(
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
     with processes.autocast():
         # the explainee is frozen, so this leaves a graph for the network alone
-        randomness = generator_of(config.seed, seed)
+        randomness = generator_of(config.seed + 1, seed)
         choose = partial(choose_targets, generator=randomness) if config.class_conditional else None
         plain = explainer.predict(explainee.normalise(pixels), choose)
         mask = explainer.upsample(plain.selection.float())
