@@ -26,6 +26,7 @@ class BenchRow:
 
     Attributes:
         batch: images per call.
+        targets: classes that each image is explained for.
         runs: timed pairs of calls.
         p50_ms: median latency of predict-and-explain, per call.
         p95_ms: its 95th percentile.
@@ -40,6 +41,7 @@ class BenchRow:
     """
 
     batch: int
+    targets: int
     runs: int
     p50_ms: float
     p95_ms: float
@@ -121,6 +123,7 @@ def _bench(
     p50 = float(np.median(full))
     return BenchRow(
         batch=batch,
+        targets=targets,
         runs=len(full),
         p50_ms=p50 * 1e3,
         p95_ms=float(np.percentile(full, 95)) * 1e3,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..contracts import Floats, Uint8
 from .compare import change_between, max_abs
-from .engine import Engine
+from .engine import Engine, run_in_batches
 from .golden import compare_golden, run_golden
 from .manifest import ParityReport
 
-__all__ = ["BATCH_BAR", "INPUT_DEPENDENCE_BAR", "Check", "batch_bar", "verify_engine"]
+__all__ = ["BATCH_BAR", "INPUT_DEPENDENCE_BAR", "Check", "batch_bar", "beside_another", "verify_engine"]
 
 INPUT_DEPENDENCE_BAR = 0.01
 BATCH_BAR = 1e-5
@@ -20,6 +22,25 @@ BATCH_BAR = 1e-5
 def batch_bar(parity: ParityReport) -> float:
     """How far an image's mask may be from its mask in another batch: rounding, or what the original itself allows."""
     return BATCH_BAR if parity.mask_bar <= 1e-4 else parity.mask_bar
+
+
+def beside_another(engine: Engine, images: Uint8, target: NDArray[np.int64], masks: Floats, batch: int) -> float:
+    """The largest difference between masks alone and beside that of another class; 0 where one pass answers for one.
+
+    Args:
+        engine: of an opened bundle.
+        images: uint8 (N, H, W, 3).
+        target: the classes that were asked for, (N,).
+        masks: what they gave, (N, 1, H, W).
+        batch: images per call.
+    """
+    manifest = engine.bundle.manifest
+    if not manifest.several_targets:
+        return 0.0
+    other = (target + 1) % len(manifest.class_names)
+    both = run_in_batches(engine, images, np.stack([target, other], 1), batch).mask
+    alone = run_in_batches(engine, images, other, batch).mask
+    return float(np.abs(both - np.concatenate([masks, alone], 1)).max())
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,14 @@ def verify_engine(engine: Engine) -> list[Check]:
     predict_error = float(max_abs(only, first.probabilities).max())
     in_range = bool(np.isfinite(first.mask).all() and first.mask.min() >= 0 and first.mask.max() <= 1)
     parity = manifest.parity
-    return [
+    together = beside_another(engine, golden.images, golden.target, first.mask, batch)
+    several = Check(
+        "two classes at once equal each alone",
+        f"{together:.1e}",
+        f"≤ {batch_bar(parity):.0e}",
+        together <= batch_bar(parity),
+    )
+    checks = [
         Check("masks equal PyTorch's", f"{mask_error:.1e}", f"≤ {parity.mask_bar:.0e}", mask_error <= parity.mask_bar),
         Check(
             "probabilities equal PyTorch's",
@@ -67,3 +95,4 @@ def verify_engine(engine: Engine) -> list[Check]:
         ),
         Check("mask is finite and in [0, 1]", "yes" if in_range else "no", "yes", in_range),
     ]
+    return [*checks, several] if manifest.several_targets else checks

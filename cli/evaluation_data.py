@@ -182,9 +182,7 @@ def open_data(
     if data == SCENES:
         if masks is not None:
             raise UsageError("planted scenes bring their own ground truth; leave out --masks")
-        if spec.size[0] != spec.size[1]:
-            raise UsageError(f"planted scenes are square, and the model takes {spec.size[0]}×{spec.size[1]} pixels")
-        return ScenesData(spec.size[0], count or 500, first, context)
+        return ScenesData(scene_size(spec), count or 500, first, context)
     folder = Path(data)
     files = find_images([folder])[first:]
     if not files:
@@ -222,3 +220,15 @@ def _find_masks(folder: Path, files: Sequence[Path], masks: Path) -> tuple[Path,
             "a mask has its image's relative path, with any image suffix"
         )
     return tuple(found)
+
+
+def scene_size(spec: ImageSpec) -> int:
+    """Height and width of scenes for a model.
+
+    Raises:
+        UsageError: the model does not take squares.
+    """
+    height, width = spec.size
+    if height != width:
+        raise UsageError(f"planted scenes are square, and the model takes {height}×{width} pixels")
+    return height

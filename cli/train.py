@@ -218,7 +218,7 @@ def ltx(
     """Learn to explain: train a network that emits the mask of any image in one pass (Barkan et al. 2023).
 
     Needs images of the classifier's kind but no labels: the class explained is the one predicted, or with
-    --class-conditional any class that the classifier sees in an image. One image in ten is held out; on these the
+    --class-conditional also the second that the classifier sees. One image in ten is held out; on these the
     masks are shown, validated, and at the end compared with those before the training. An interrupted training goes on
     with --resume, and ends as if it had not been interrupted.
 

@@ -16,7 +16,7 @@ from ..contracts import ImageSpec, Uint8
 from ..errors import ImageError
 from ..evaluate.scenes import SceneConfig, SceneSource
 from .data import SCENES
-from .evaluation_data import EvaluationData, FolderData, ScenesData
+from .evaluation_data import EvaluationData, FolderData, ScenesData, scene_size
 
 __all__ = ["FolderStream", "SceneStream", "TrainingData", "open_training_data"]
 
@@ -162,7 +162,7 @@ def open_training_data(
         files = find_images([validation])
         own = FolderData(validation, _drawn(files, MOST_HELD_OUT), spec)
     if data == SCENES:
-        size = spec.size[0]
+        size = scene_size(spec)
         held_out: EvaluationData = own or ScenesData(size, MOST_HELD_OUT, split="val")
         reported: EvaluationData = own or ScenesData(size, _REPORTED_SCENES)
         about = f"new scenes in every step; validation: {held_out.title}"

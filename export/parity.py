@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..accel.compare import change_between, cosine, max_abs, spearman, top_iou
 from ..accel.engine import Engine, run_in_batches
 from ..accel.manifest import ParityReport
-from ..accel.verify import INPUT_DEPENDENCE_BAR, batch_bar
+from ..accel.verify import INPUT_DEPENDENCE_BAR, batch_bar, beside_another
 from ..contracts import Explanation, Floats, Uint8
 from ..errors import ParityError, UsageError
 from ..methods.gradient.explainer import GradientExplainer
@@ -114,7 +114,7 @@ def measure_parity(
     errors = max_abs(reference.mask, original.mask)
     for run in runs[1:]:
         errors[: len(run)] = np.maximum(errors[: len(run)], max_abs(run.mask, original.mask[: len(run)]))
-    together = _beside_another(engine, images[:some], asked[:some], original, reference.mask[:some], max(batches))
+    together = beside_another(engine, images[:some], asked[:some], reference.mask[:some], max(batches))
     bar = MASK_BAR
     if own_error is not None and errors.max() > MASK_BAR:
         worst = np.argsort(-errors)[:WORST]
@@ -203,15 +203,3 @@ def error_of_float32(explainer: GradientExplainer, images: Uint8, target: NDArra
         for found in (explainer(normalised.float(), asked)[2], torch.from_numpy(mask)[None]):
             largest = max(largest, float((found.double() - expected).abs().max()))
     return largest
-
-
-def _beside_another(
-    engine: Engine, images: Uint8, asked: NDArray[np.int64], original: Explanation, masks: Floats, batch: int
-) -> float:
-    """The largest difference between masks alone and beside that of another class; 0 where one pass answers for one."""
-    if not engine.bundle.manifest.several_targets:
-        return 0.0
-    other = (original.target[: len(images)] + 1) % original.probabilities.shape[1]
-    both = run_in_batches(engine, images, np.stack([asked, other], 1), batch).mask
-    alone = run_in_batches(engine, images, other, batch).mask
-    return float(np.abs(both - np.concatenate([masks, alone], 1)).max())

@@ -15,7 +15,7 @@ from .config import LTXConfig
 from .losses import LTXLosses, total_loss
 from .model import LTXExplainer
 from .processes import OneProcess
-from .targets import choose_targets, generator_of, paste_neighbours
+from .targets import choose_targets, generator_of, mix_neighbours
 
 __all__ = ["take_step"]
 
@@ -49,7 +49,14 @@ def take_step(
     network = explainer.network
     seed = step * processes.count + processes.rank
     if config.class_conditional:
-        pixels = paste_neighbours(pixels, generator_of(config.seed, seed))
+        explainee = explainer.explainee
+
+        def predict(images: Tensor) -> Tensor:
+            with processes.autocast():
+                logits: Tensor = explainee.model(explainee.normalise(images))
+            return logits.float()
+
+        pixels = mix_neighbours(pixels, predict, generator_of(config.seed, seed))
     buffers = [buffer.clone() for buffer in network.buffers()]  # a forward pass moves the batch statistics
     losses, _ = _losses(explainer, pixels, config, processes, seed)
     count = round(float(processes.sum(torch.tensor(float(len(pixels)), device=pixels.device))))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["choose_targets", "generator_of", "paste_neighbours"]
+__all__ = ["choose_targets", "generator_of", "mix_neighbours"]
 
 _SIDE = (0.4, 0.65)  # of a pasted piece, of the image's
-_LEAST = 0.05  # probability of a class that counts as present
+_TRIES = 4  # places that are tried for each image
+_LEAST = 0.02  # probability of a class that counts as present
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -16,29 +19,27 @@ def generator_of(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
-def paste_neighbours(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Every other image gets a piece of the next one, somewhere: so that images hold several classes, although those of
-    a classifier mostly show one (as CutMix, Yun et al. 2019, but of its images alone).
+@torch.no_grad()
+def mix_neighbours(pixels: Tensor, predict: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+    """Images that hold several classes, although those of a classifier mostly show one: each gets a piece of another
+    (as in CutMix, Yun et al. 2019), and of a few tries that is kept in which the classifier sees a second class best.
 
     Args:
-        pixels: (N, 3, H, W).
-        generator: of sizes and places.
+        pixels: (N, 3, H, W) in [0, 1].
+        predict: from such images to logits (N, K).
+        generator: of pieces and places.
 
     Returns:
         The same shape.
     """
-    result = pixels.clone()
-    height, width = pixels.shape[2:]
-    for index in range(0, len(pixels), 2):
-        share = _SIDE[0] + (_SIDE[1] - _SIDE[0]) * float(torch.rand((), generator=generator))
-        rows, columns = round(share * height), round(share * width)
-        y, x, top, left = (
-            int(torch.randint(room + 1, (), generator=generator))
-            for room in (height - rows, width - columns, height - rows, width - columns)
-        )
-        piece = pixels[(index + 1) % len(pixels), :, y : y + rows, x : x + columns]
-        result[index, :, top : top + rows, left : left + columns] = piece
-    return result
+    best, most = pixels, pixels.new_full((len(pixels),), -1.0)
+    for _ in range(_TRIES):
+        mixed = _paste(pixels, generator)
+        second = predict(mixed).softmax(1).topk(2, dim=1).values[:, 1]
+        better = second > most
+        best = torch.where(better[:, None, None, None], mixed, best)
+        most = torch.where(better, second, most)
+    return best
 
 
 def choose_targets(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -55,3 +56,20 @@ def choose_targets(logits: Tensor, generator: torch.Generator) -> Tensor:
     other = torch.rand(len(logits), generator=generator).to(logits.device) < 0.5
     other &= probabilities[:, -1] >= _LEAST
     return torch.where(other, order[:, -1], order[:, 0])
+
+
+def _paste(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Into each image a piece of another one, from somewhere, to somewhere."""
+    result = pixels.clone()
+    count, _, height, width = pixels.shape
+    away = 1 + int(torch.randint(max(1, count - 1), (), generator=generator))
+    for index in range(count):
+        share = _SIDE[0] + (_SIDE[1] - _SIDE[0]) * float(torch.rand((), generator=generator))
+        rows, columns = round(share * height), round(share * width)
+        y, x, top, left = (
+            int(torch.randint(room + 1, (), generator=generator))
+            for room in (height - rows, width - columns, height - rows, width - columns)
+        )
+        piece = pixels[(index + away) % count, :, y : y + rows, x : x + columns]
+        result[index, :, top : top + rows, left : left + columns] = piece
+    return result

@@ -14,6 +14,7 @@ from torch import Tensor
 from saccade.errors import ModelError, UsageError
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
 from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.ltx import finetune as finetune_module
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.finetune import FinetuneConfig, finetune
 from saccade.methods.ltx.heads import head_of
@@ -91,6 +92,52 @@ def test_the_steps_are_those_of_a_plain_loop(tiny_explainee: Explainee, pixels: 
             found.mask[index : index + 1], best.detach().reshape(1, 1, 32, 32), rtol=0, atol=1e-4
         )
         assert float(found.score[index]) == pytest.approx(min(end, found.start_score[index].item()), abs=1e-4)
+
+
+@pytest.mark.parametrize("score_every", [1, 2, 3, 4, 5])
+def test_both_terms_get_as_many_turns(
+    tiny_explainee: Explainee, pixels: Tensor, monkeypatch: pytest.MonkeyPatch, score_every: int
+) -> None:
+    weights = {"preserve": 0, "complement": 0}
+    total = finetune_module.total_loss
+
+    def counting(kept: Tensor | None, removed: Tensor | None, *others: Any) -> Any:
+        alone = (kept is None) != (removed is None)
+        weights["preserve"] += 0 if kept is None else 1 + alone
+        weights["complement"] += 0 if removed is None else 1 + alone
+        return total(kept, removed, *others)
+
+    monkeypatch.setattr(finetune_module, "total_loss", counting)
+    finetune(explainer_of(tiny_explainee), pixels, LOSSES, FinetuneConfig(steps=20, score_every=score_every))
+    assert abs(weights["preserve"] - weights["complement"]) <= 2  # an odd number of turns
+
+
+def test_every_term_of_the_pretraining_counts(tiny_explainee: Explainee, pixels: Tensor) -> None:
+    explainer = explainer_of(tiny_explainee)
+    config = FinetuneConfig(steps=1, take_turns=False)
+    plain = finetune(explainer, pixels, LOSSES, config)
+    sharp = finetune(explainer, pixels, LTXConfig(evidence=False, entropy=2.0), config)
+    masks = plain.start.double().clamp(1e-6, 1 - 1e-6)
+    bits = -(masks * masks.log2() + (1 - masks) * (1 - masks).log2()).mean((1, 2, 3))
+    torch.testing.assert_close((sharp.start_score - plain.start_score).double(), 2 * bits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_start_is_the_explainer_s_own_mask_whatever_is_asked(
+    tiny_explainee: Explainee, pixels: Tensor, conditional: bool
+) -> None:
+    torch.manual_seed(4)
+    explainer = build_ltx(tiny_explainee, LTXConfig(class_conditional=conditional))
+    assert explainer.head is not None
+    for name, value in explainer.network.named_parameters():
+        if "of_class" in name:
+            torch.nn.init.normal_(value, 0, 0.5)
+    target = torch.tensor([0, 1, 2, 3, 4])
+    found = finetune(explainer, pixels, LOSSES, FinetuneConfig(steps=2), target=target)
+    with torch.no_grad():
+        expected = explainer(tiny_explainee.normalise(pixels), target[:, None])[1]
+    torch.testing.assert_close(found.start, expected, rtol=0, atol=1e-6)
+    assert torch.equal(found.target, target)
 
 
 @pytest.mark.parametrize("form", ["shared", "own"])

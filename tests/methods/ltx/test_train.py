@@ -25,6 +25,11 @@ from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
 from saccade.methods.ltx.train import StepReport, learning_rate, masks_of, train_ltx
 
+
+def as_pixels(images: Uint8) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
 PLAIN = {"evidence": False}  # the network's selection is the mask, as published
 
 
@@ -87,6 +92,25 @@ def test_an_own_backbone_learns_too(explainee: Explainee, tmp_path: Path) -> Non
     masks = masks_of(explainer, images)[1][:, 0]
     assert masks[where].mean() > 4 * masks[~where].mean()
     assert fingerprint(explainee.model) == explainee.fingerprint
+
+
+def test_an_explainer_for_any_class_finds_the_square_that_it_is_asked_about(
+    explainee: Explainee, tmp_path: Path
+) -> None:
+    config = LTXConfig(steps=150, batch_size=32, learning_rate=1e-2, class_conditional=True, **PLAIN)
+    explainer = train_ltx(explainee, stream, config, tmp_path, data="squares")
+    images, labels, where = squares(6, 64)
+    others, other_labels, elsewhere = squares(7, 64)
+    apart = (labels != other_labels) & ~(where & elsewhere).any((1, 2))
+    images[elsewhere] = others[elsewhere]  # two squares of different colours
+    images, target = images[apart], np.stack([labels, other_labels], 1)[apart]
+    with torch.no_grad():
+        masks = explainer(explainee.normalise(as_pixels(images)), torch.from_numpy(target))[1].numpy()
+    right = 0
+    for pair, first, second in zip(masks, where[apart], elsewhere[apart], strict=True):
+        right += pair[0][first].mean() > 2 * pair[0][second].mean()
+        right += pair[1][second].mean() > 2 * pair[1][first].mean()
+    assert right >= 0.9 * 2 * len(masks)
 
 
 def test_bf16_training_gives_finite_masks_and_keeps_float_weights(explainee: Explainee, tmp_path: Path) -> None:
@@ -155,12 +179,12 @@ def stop_after(step: int) -> Callable[[StepReport, LTXExplainer], None]:
     return on_step
 
 
-@pytest.mark.parametrize("form", ["shared", "own"])
+@pytest.mark.parametrize("settings", [{}, {"form": "own"}, {"class_conditional": True}], ids=str)
 def test_an_interrupted_training_resumes_to_the_same_bits(
-    explainee: Explainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    explainee: Explainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(train_module, "SAVE_EVERY", 5)
-    config = short(form=form)
+    config = short(**settings)
     whole = train_ltx(explainee, few, config, tmp_path / "whole", data="squares")
     with pytest.raises(Interrupted):
         train_ltx(explainee, few, config, tmp_path / "parts", data="squares", on_step=stop_after(8))

@@ -24,7 +24,7 @@ from saccade.methods.ltx.backbone import OwnBackbone
 from saccade.methods.ltx.checkpoint import CheckpointRecord
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
-from saccade.methods.ltx.targets import choose_targets, generator_of, paste_neighbours
+from saccade.methods.ltx.targets import choose_targets, generator_of, mix_neighbours
 from saccade.methods.representation import class_weights
 from saccade.methods.spatial import SpatialLayers, spatial_layers
 
@@ -211,7 +211,7 @@ def test_half_of_the_images_that_show_a_second_class_are_asked_about_it() -> Non
     logits = torch.full((4000, 5), -9.0)
     logits[:, 2] = 3
     logits[:2000, 4] = 2.5  # present
-    logits[2000:, 4] = -3  # below five percent
+    logits[2000:, 4] = -3  # below two percent
     chosen = choose_targets(logits, generator_of(1, 2))
     assert set(chosen[:2000].tolist()) == {2, 4}
     assert float((chosen[:2000] == 4).float().mean()) == pytest.approx(0.5, abs=0.05)
@@ -220,19 +220,32 @@ def test_half_of_the_images_that_show_a_second_class_are_asked_about_it() -> Non
     assert not torch.equal(chosen, choose_targets(logits, generator_of(1, 3)))
 
 
-def test_every_other_image_gets_a_piece_of_the_next(rng: np.random.Generator) -> None:
-    pixels = torch.arange(5.0)[:, None, None, None].expand(5, 3, 40, 60) + torch.zeros(5, 3, 40, 60)
-    mixed = paste_neighbours(pixels, generator_of(0, 0))
-    assert torch.equal(mixed[1::2], pixels[1::2])
-    for index in (0, 2, 4):
+def test_images_are_mixed_where_the_classifier_sees_a_second_class_best() -> None:
+    count = 6
+    pixels = torch.arange(float(count))[:, None, None, None].expand(count, 3, 40, 60) + torch.zeros(count, 3, 40, 60)
+    tried: list[Tensor] = []
+
+    def predict(images: Tensor) -> Tensor:
+        tried.append(images.clone())
+        shares = torch.stack([(images[:, 0] == label).float().mean((1, 2)) for label in range(count)], 1)
+        return (shares + 1e-6).log()  # probabilities are the shares of the image
+
+    mixed = mix_neighbours(pixels, predict, generator_of(0, 0))
+    assert len(tried) == 4
+    for index in range(count):
         foreign = mixed[index, 0] != index
-        assert set(mixed[index, 0][foreign].tolist()) == {float((index + 1) % 5)}
+        assert len(set(mixed[index, 0][foreign].tolist())) == 1
         rows, columns = foreign.any(1).nonzero(), foreign.any(0).nonzero()
         box = foreign[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert box.all()
         assert 0.38 <= box.shape[0] / 40 <= 0.67
         assert 0.38 <= box.shape[1] / 60 <= 0.67
-    assert torch.equal(pixels[:, 0, 0, 0], torch.arange(5.0))
+        # the second class is the pasted one, or the image's own where the piece covers more than half
+        second = [min(share, 1 - share) for share in ((one[index, 0] != index).float().mean().item() for one in tried)]
+        share = foreign.float().mean().item()
+        assert min(share, 1 - share) == max(second)
+    assert torch.equal(mixed, mix_neighbours(pixels, predict, generator_of(0, 0)))
+    assert torch.equal(pixels[:, 0, 0, 0], torch.arange(float(count)))
 
 
 def test_a_bundle_for_any_class_answers_several_in_one_pass(vit: Explainee, tmp_path: Path) -> None:
