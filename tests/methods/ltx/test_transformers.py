@@ -14,7 +14,9 @@ from random_weights import randomise
 from torch import Tensor, nn
 from zoo import build
 
+import saccade
 from saccade.accel.onnx_engine import OnnxEngine
+from saccade.accel.verify import verify_engine
 from saccade.contracts import ImageSpec
 from saccade.errors import ModelError, UsageError
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
@@ -270,3 +272,11 @@ def test_a_bundle_for_any_class_answers_several_in_one_pass(vit: Explainee, tmp_
         pixels = torch.from_numpy(pictures[:5]).permute(0, 3, 1, 2).float() / 255
         expected = explainer(vit.normalise(pixels), torch.from_numpy(asked))[1]
     np.testing.assert_allclose(answer.mask, expected.numpy(), atol=1e-4)
+
+    results = saccade.open(bundle).explain(pictures[:2], target=["d", 0])
+    assert [result.target for result in results] == [3, 0, 3, 0]
+    assert [result.variant for result in results] == ["d", "a", "d", "a"]
+    np.testing.assert_allclose(results[2].mask, answer.mask[1, 0], atol=1e-6)
+    checks = {check.name: check for check in verify_engine(engine)}
+    assert all(check.passed for check in checks.values())
+    assert "two classes at once equal each alone" in checks
