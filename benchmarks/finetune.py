@@ -143,6 +143,11 @@ def quality(folder: Path, indices: range, config: FinetuneConfig, console: Conso
     return result
 
 
+def kind(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is about: one that is measured again takes its place."""
+    return tuple(row[name] for name in ("explainee", "form", "tune", "select"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["time", "quality"])
@@ -167,7 +172,7 @@ def main() -> None:
         indices = range(arguments.first, arguments.first + arguments.count)
         rows = [quality(folder, indices, config, console) for folder in folders]
         Console().print(rows)
-        stored["quality"] = rows
+        stored["quality"] = [old for old in stored.get("quality", ()) if kind(old) not in map(kind, rows)] + rows
     if arguments.only != "quality":
         times = stored.setdefault("time", {})
         if "resnet" in arguments.models:
