@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from ..features import FeatureShape
 
 __all__ = ["MASK_PRIOR", "ClassReadout", "MaskDecoder", "enlarge_to"]
 
+_AGREEMENT = 4.0  # what a place adds to the mask's logit, before training, that agrees fully with the class
 MASK_PRIOR = 0.0  # logit of the mask before training: half of every pixel
 
 
@@ -35,7 +37,7 @@ class MaskDecoder(nn.Module):
         )
         self.read = nn.Conv2d(width, 1, 1)
         nn.init.constant_(self.read.bias, MASK_PRIOR)  # type: ignore[arg-type]
-        self.of_class = None if classes is None else ClassReadout(classes, width)
+        self.of_class = None if classes is None else ClassReadout(classes, shapes[0][0])
 
     def forward(self, maps: Sequence[Tensor], target: Tensor | None = None) -> Tensor:
         """Feature maps to the selection at the finest map's resolution.
@@ -53,40 +55,48 @@ class MaskDecoder(nn.Module):
         found: Tensor = self.read(hidden)
         if self.of_class is not None:
             assert target is not None, "a decoder that knows classes is told which"
-            found = found + self.of_class(hidden, target)
+            found = found + enlarge_to(self.of_class(maps[0], target), size)
         selection: Tensor = found.sigmoid()
         return selection
 
 
 class ClassReadout(nn.Module):
-    """What is added to a read-out for a class: its own weights, made from what the classifier itself knows of the
-    class, so that classes seen seldom in training share what others taught.
+    """What is added to a read-out for a class: how well each place of the coarsest map agrees with what the classifier
+    itself knows of the class.
 
-    The maps are computed once for all classes that an image is asked about; each costs one weighted sum.
+    A class's weights are one linear map of its row in the classifier's last layer, so classes seen seldom in training
+    share what others taught; where rows and maps have the same width it starts as the identity. Everything but one
+    weighted sum is the same for all classes that an image is asked about.
 
     Args:
         classes: (K, D), the rows of the classifier's last linear layer; or the identity, where there is none: then each
             class learns its own weights.
-        width: channels of the maps.
+        channels: of the map, C.
     """
 
     vectors: Tensor
 
-    def __init__(self, classes: Tensor, width: int) -> None:
+    def __init__(self, classes: Tensor, channels: int) -> None:
         super().__init__()
         centred = classes.detach() - classes.detach().mean(0)
         scaled = centred / centred.square().mean().sqrt().clamp_min(1e-12)
         self.register_buffer("vectors", scaled.clone(), persistent=False)
-        self.weights = nn.Linear(classes.shape[1], width + 1)
-        nn.init.zeros_(self.weights.weight)
-        nn.init.zeros_(self.weights.bias)
+        self.weights = nn.Linear(classes.shape[1], channels)
+        self.offset = nn.Linear(classes.shape[1], 1)
+        for value in (self.weights.weight, self.weights.bias, self.offset.weight, self.offset.bias):
+            nn.init.zeros_(value)
+        if classes.shape[1] == channels:
+            with torch.no_grad():
+                self.weights.weight.fill_diagonal_(_AGREEMENT / channels)
 
-    def forward(self, hidden: Tensor, target: Tensor) -> Tensor:
-        """Maps (N, C, h, w) and classes int64 (N, T) to what they add to the read-out, (N, T, h, w)."""
-        found: Tensor = self.weights(F.embedding(target, self.vectors))
-        weighted = found[..., :-1] @ hidden.flatten(2)
-        height, width = int(hidden.shape[2]), int(hidden.shape[3])
-        return weighted.reshape(*target.shape, height, width) + found[..., -1:, None]
+    def forward(self, maps: Tensor, target: Tensor) -> Tensor:
+        """A map (N, C, h, w) and classes int64 (N, T) to what they add to the read-out, (N, T, h, w)."""
+        vectors = F.embedding(target, self.vectors)
+        places = maps.flatten(2)
+        places = places - places.mean(1, keepdim=True)
+        spread = (places.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+        agreement = (self.weights(vectors) @ places) * spread + self.offset(vectors)
+        return agreement.reshape(*target.shape, int(maps.shape[2]), int(maps.shape[3]))
 
 
 def enlarge_to(maps: Tensor, size: Sequence[int]) -> Tensor:

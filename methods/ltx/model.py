@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -112,16 +111,12 @@ class LTXExplainer(nn.Module):
         mask: Tensor = self.upsample(selection)
         return mask
 
-    def predict(self, images: Tensor, target: Tensor | Callable[[Tensor], Tensor] | None = None) -> Predicted:
-        """Predict and select; arguments as for `forward`, and the target may be a function from logits (N, K) to
-        classes (N,).
-        """
+    def predict(self, images: Tensor, target: Tensor | None = None) -> Predicted:
+        """Predict and select; arguments as for `forward`."""
         with capture(self.classifier, self.layers) as outputs:
             logits = self.classifier(images)
         chosen = logits.argmax(1, keepdim=True)
-        if callable(target):
-            chosen = target(logits)[:, None]
-        elif target is not None and self.class_specific:
+        if target is not None and self.class_specific:
             chosen = torch.where(target < 0, chosen, target)
         maps = self.spatial.read(outputs)
         if isinstance(self.network, OwnBackbone):

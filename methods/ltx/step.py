@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from .config import LTXConfig
 from .losses import LTXLosses, total_loss
 from .model import LTXExplainer
 from .processes import OneProcess
-from .targets import choose_targets, generator_of, mix_neighbours
+from .targets import generator_of, mix_with_targets
 
 __all__ = ["take_step"]
 
@@ -48,17 +47,11 @@ def take_step(
     """
     network = explainer.network
     seed = step * processes.count + processes.rank
+    target: Tensor | None = None
     if config.class_conditional:
-        explainee = explainer.explainee
-
-        def predict(images: Tensor) -> Tensor:
-            with processes.autocast():
-                logits: Tensor = explainee.model(explainee.normalise(images))
-            return logits.float()
-
-        pixels = mix_neighbours(pixels, predict, generator_of(config.seed, seed))
+        pixels, target = _mixed(explainer, pixels, processes, generator_of(config.seed, seed))
     buffers = [buffer.clone() for buffer in network.buffers()]  # a forward pass moves the batch statistics
-    losses, _ = _losses(explainer, pixels, config, processes, seed)
+    losses, _ = _losses(explainer, pixels, target, config, processes)
     count = round(float(processes.sum(torch.tensor(float(len(pixels)), device=pixels.device))))
     values = _of_all_processes(losses.terms, count, processes)
     try:
@@ -67,7 +60,7 @@ def take_step(
         processes.backward(losses.total * (len(pixels) / count), network)
         norm = processes.clip(network, optimizer, config.clip)
         if not math.isfinite(norm) and not processes.skips(norm):
-            _refuse(_gradients(explainer, pixels, config, processes, count, seed), "gradient", step, names)
+            _refuse(_gradients(explainer, pixels, target, config, processes, count), "gradient", step, names)
             raise ModelError(_message(step, "the gradient of the network is not finite"))
     except ModelError:
         optimizer.zero_grad(set_to_none=True)
@@ -78,19 +71,31 @@ def take_step(
     return {name: float(each.mean()) for name, each in values.items()}
 
 
+def _mixed(
+    explainer: LTXExplainer, pixels: Tensor, processes: OneProcess, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images that show several classes, and which to explain."""
+    explainee = explainer.explainee
+
+    def predict(images: Tensor) -> Tensor:
+        with processes.autocast():
+            logits: Tensor = explainee.model(explainee.normalise(images))
+        return logits.float()
+
+    return mix_with_targets(pixels, predict, generator)
+
+
 def _losses(
-    explainer: LTXExplainer, pixels: Tensor, config: LTXConfig, processes: OneProcess, seed: int
+    explainer: LTXExplainer, pixels: Tensor, target: Tensor | None, config: LTXConfig, processes: OneProcess
 ) -> tuple[LTXLosses, dict[str, Tensor]]:
-    """The losses, of the predicted class or of one chosen by the seed; and for each term what it looks at, which
-    depends on the mask: (N, C, H, W).
+    """The losses, of the target or the predicted class; and for each term what it looks at, which depends on the mask:
+    (N, C, H, W).
     """
     explainee = explainer.explainee
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
     with processes.autocast():
         # the explainee is frozen, so this leaves a graph for the network alone
-        randomness = generator_of(config.seed + 1, seed)
-        choose = partial(choose_targets, generator=randomness) if config.class_conditional else None
-        plain = explainer.predict(explainee.normalise(pixels), choose)
+        plain = explainer.predict(explainee.normalise(pixels), None if target is None else target[:, None])
         mask = explainer.upsample(plain.selection.float())
         views = {}
         if config.preserve:
@@ -104,12 +109,17 @@ def _losses(
 
 
 def _gradients(
-    explainer: LTXExplainer, pixels: Tensor, config: LTXConfig, processes: OneProcess, count: int, seed: int
+    explainer: LTXExplainer,
+    pixels: Tensor,
+    target: Tensor | None,
+    config: LTXConfig,
+    processes: OneProcess,
+    count: int,
 ) -> dict[str, Tensor]:
     """Per term and image the sum of the gradient with respect to what the term looks at, which is not finite where a
     part of it is not.
     """
-    losses, looked_at = _losses(explainer, pixels, config, processes, seed)
+    losses, looked_at = _losses(explainer, pixels, target, config, processes)
     sums = {}
     for name, values in losses.terms.items():
         (gradient,) = torch.autograd.grad(values.sum(), looked_at[name], retain_graph=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["choose_targets", "generator_of", "mix_neighbours"]
+__all__ = ["generator_of", "mix_with_targets"]
 
 _SIDE = (0.4, 0.65)  # of a pasted piece, of the image's
-_TRIES = 4  # places that are tried for each image
-_LEAST = 0.02  # probability of a class that counts as present
+_TRIES = 4  # pieces that are tried for each image
+_LEAST = 0.05  # probability of a class that counts as present
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -20,49 +20,44 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def mix_neighbours(pixels: Tensor, predict: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
-    """Images that hold several classes, although those of a classifier mostly show one: each gets a piece of another
-    (as in CutMix, Yun et al. 2019), and of a few tries that is kept in which the classifier sees a second class best.
+def mix_with_targets(
+    pixels: Tensor, predict: Callable[[Tensor], Tensor], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images that show two classes, although those of a classifier mostly show one, and one of the two to explain.
+
+    Each image gets a piece of another one, of another class (as in CutMix, Yun et al. 2019). Of a few tries that one is
+    kept in which the classifier still sees both classes best; where it does not, the image stays as it is. An image in
+    which one thing looks like two classes is no such image: the second class is the one of the piece's own image.
 
     Args:
         pixels: (N, 3, H, W) in [0, 1].
         predict: from such images to logits (N, K).
-        generator: of pieces and places.
+        generator: of pieces, places and choice.
 
     Returns:
-        The same shape.
+        The images, of the same shape, and the class to explain of each, int64 (N,).
     """
-    best, most = pixels, pixels.new_full((len(pixels),), -1.0)
+    own = predict(pixels).argmax(1)
+    best, most, other = pixels, pixels.new_full((len(pixels),), _LEAST), own
     for _ in range(_TRIES):
-        mixed = _paste(pixels, generator)
-        second = predict(mixed).softmax(1).topk(2, dim=1).values[:, 1]
-        better = second > most
+        mixed, source = _paste(pixels, generator)
+        probabilities = predict(mixed).softmax(1)
+        pair = torch.stack([own, own[source]], 1)
+        seen = probabilities.gather(1, pair).amin(1)
+        better = (seen > most) & (pair[:, 0] != pair[:, 1])
         best = torch.where(better[:, None, None, None], mixed, best)
-        most = torch.where(better, second, most)
-    return best
+        other = torch.where(better, pair[:, 1], other)
+        most = torch.where(better, seen, most)
+    second = torch.rand(len(pixels), generator=generator).to(pixels.device) < 0.5
+    return best, torch.where(second, other, own)
 
 
-def choose_targets(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The class to explain of each image: the predicted one, or in half of the images that show another one the second.
-
-    Args:
-        logits: (N, K), of the classifier.
-        generator: of the choice.
-
-    Returns:
-        int64 (N,).
-    """
-    probabilities, order = logits.softmax(1).topk(min(2, logits.shape[1]), dim=1)
-    other = torch.rand(len(logits), generator=generator).to(logits.device) < 0.5
-    other &= probabilities[:, -1] >= _LEAST
-    return torch.where(other, order[:, -1], order[:, 0])
-
-
-def _paste(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Into each image a piece of another one, from somewhere, to somewhere."""
+def _paste(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Into each image a piece of another one, from somewhere, to somewhere; and which one that was, int64 (N,)."""
     result = pixels.clone()
     count, _, height, width = pixels.shape
     away = 1 + int(torch.randint(max(1, count - 1), (), generator=generator))
+    source = (torch.arange(count, device=pixels.device) + away) % count
     for index in range(count):
         share = _SIDE[0] + (_SIDE[1] - _SIDE[0]) * float(torch.rand((), generator=generator))
         rows, columns = round(share * height), round(share * width)
@@ -72,4 +67,4 @@ def _paste(pixels: Tensor, generator: torch.Generator) -> Tensor:
         )
         piece = pixels[(index + away) % count, :, y : y + rows, x : x + columns]
         result[index, :, top : top + rows, left : left + columns] = piece
-    return result
+    return result, source

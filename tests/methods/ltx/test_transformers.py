@@ -26,7 +26,7 @@ from saccade.methods.ltx.backbone import OwnBackbone
 from saccade.methods.ltx.checkpoint import CheckpointRecord
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
-from saccade.methods.ltx.targets import choose_targets, generator_of, mix_neighbours
+from saccade.methods.ltx.targets import generator_of, mix_with_targets
 from saccade.methods.representation import class_weights
 from saccade.methods.spatial import SpatialLayers, spatial_layers
 
@@ -193,38 +193,35 @@ def test_several_classes_are_answered_as_each_alone(vit: Explainee, images: Tens
         assert (masks[1, 0] - masks[1, 2]).abs().max() > 1e-3
 
 
-def test_a_class_is_read_with_weights_made_from_the_classifier_s(vit: Explainee, images: Tensor) -> None:
+def test_a_class_is_read_where_the_tokens_agree_with_the_classifier_s_weights(vit: Explainee, images: Tensor) -> None:
     explainer = built(vit, class_conditional=True)
     network: Any = explainer.network
     head = vit.model.head.weight  # type: ignore[union-attr]
     centred = head - head.mean(0)
     vector = (centred / centred.square().mean().sqrt())[7]
-    made = network.of_class.weights(vector)
     with torch.no_grad():
+        tokens = tokens_after(vit.model, images, 3)[:, 1:]
+        normed = tokens - tokens.mean(2, keepdim=True)
+        normed = normed / (normed.square().mean(2, keepdim=True) + 1e-6).sqrt()
+        agreement = normed @ network.of_class.weights(vector) + network.of_class.offset(vector)
         found = explainer.predict(images, torch.full((4, 1), 7))
         parts = [project(maps) for project, maps in zip(network.projections, found.maps, strict=True)]
-        hidden = torch.stack(parts).sum(0).clamp(min=0)
-        weights = network.read.weight[0, :, 0, 0] + made[:-1]
-        expected = torch.sigmoid(torch.einsum("nchw,c->nhw", hidden, weights) + network.read.bias + made[-1])
+        plain = network.read(torch.stack(parts).sum(0).clamp(min=0))[:, 0]
+        expected = torch.sigmoid(plain + agreement.reshape(4, 12, 12))
     torch.testing.assert_close(found.selection[:, 0], expected, rtol=0, atol=1e-5)
 
 
-def test_half_of_the_images_that_show_a_second_class_are_asked_about_it() -> None:
-    logits = torch.full((4000, 5), -9.0)
-    logits[:, 2] = 3
-    logits[:2000, 4] = 2.5  # present
-    logits[2000:, 4] = -3  # below two percent
-    chosen = choose_targets(logits, generator_of(1, 2))
-    assert set(chosen[:2000].tolist()) == {2, 4}
-    assert float((chosen[:2000] == 4).float().mean()) == pytest.approx(0.5, abs=0.05)
-    assert (chosen[2000:] == 2).all()
-    assert torch.equal(chosen, choose_targets(logits, generator_of(1, 2)))
-    assert not torch.equal(chosen, choose_targets(logits, generator_of(1, 3)))
+def test_before_training_a_class_is_read_where_the_map_points_its_way(vit: Explainee, images: Tensor) -> None:
+    torch.manual_seed(0)
+    explainer = build_ltx(vit, LTXConfig(class_conditional=True))
+    network: Any = explainer.network
+    assert torch.equal(network.of_class.weights.weight, torch.eye(16) * 4 / 16)
 
 
-def test_images_are_mixed_where_the_classifier_sees_a_second_class_best() -> None:
+def test_images_are_mixed_where_the_classifier_sees_both_classes_best() -> None:
     count = 6
     pixels = torch.arange(float(count))[:, None, None, None].expand(count, 3, 40, 60) + torch.zeros(count, 3, 40, 60)
+    pixels = torch.where(pixels == 5, torch.tensor(0.0), pixels)  # the last one shows what the first one shows
     tried: list[Tensor] = []
 
     def predict(images: Tensor) -> Tensor:
@@ -232,22 +229,50 @@ def test_images_are_mixed_where_the_classifier_sees_a_second_class_best() -> Non
         shares = torch.stack([(images[:, 0] == label).float().mean((1, 2)) for label in range(count)], 1)
         return (shares + 1e-6).log()  # probabilities are the shares of the image
 
-    mixed = mix_neighbours(pixels, predict, generator_of(0, 0))
-    assert len(tried) == 4
+    mixed, target = mix_with_targets(pixels, predict, generator_of(0, 0))
+    assert torch.equal(tried[0], pixels)
+    assert len(tried) == 5
     for index in range(count):
-        foreign = mixed[index, 0] != index
-        assert len(set(mixed[index, 0][foreign].tolist())) == 1
+        own = float(pixels[index, 0, 0, 0])
+        shares = [(one[index, 0] != own).float().mean().item() for one in tried[1:]]
+        foreign = mixed[index, 0] != own
+        values = set(mixed[index, 0][foreign].tolist())
+        best = max(min(share, 1 - share) for share in shares)
+        share = foreign.float().mean().item()
+        assert min(share, 1 - share) == pytest.approx(best)
+        assert len(values) == 1
+        assert float(target[index]) in {own, *values}
         rows, columns = foreign.any(1).nonzero(), foreign.any(0).nonzero()
         box = foreign[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert box.all()
         assert 0.38 <= box.shape[0] / 40 <= 0.67
         assert 0.38 <= box.shape[1] / 60 <= 0.67
-        # the second class is the pasted one, or the image's own where the piece covers more than half
-        second = [min(share, 1 - share) for share in ((one[index, 0] != index).float().mean().item() for one in tried)]
-        share = foreign.float().mean().item()
-        assert min(share, 1 - share) == max(second)
-    assert torch.equal(mixed, mix_neighbours(pixels, predict, generator_of(0, 0)))
-    assert torch.equal(pixels[:, 0, 0, 0], torch.arange(float(count)))
+    again = mix_with_targets(pixels, predict, generator_of(0, 0))
+    assert torch.equal(mixed, again[0])
+    assert torch.equal(target, again[1])
+
+
+def test_an_image_stays_whole_where_the_classifier_sees_no_second_class() -> None:
+    pixels = torch.rand(5, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+
+    def predict(images: Tensor) -> Tensor:
+        return 20 * F.one_hot(torch.arange(len(images)) % 3, 3).float()  # sure of the image's own, whatever is pasted
+
+    mixed, target = mix_with_targets(pixels, predict, generator_of(0, 0))
+    assert torch.equal(mixed, pixels)
+    assert target.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_half_of_the_mixed_images_are_asked_about_the_piece() -> None:
+    pixels = torch.rand(2000, 3, 10, 10, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(2000) % 4
+
+    def predict(images: Tensor) -> Tensor:
+        return F.one_hot(labels, 4).float()  # sees the others too
+
+    target = mix_with_targets(pixels, predict, generator_of(3, 1))[1]
+    assert float((target == labels).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert not torch.equal(target, mix_with_targets(pixels, predict, generator_of(3, 2))[1])
 
 
 def test_a_bundle_for_any_class_answers_several_in_one_pass(vit: Explainee, tmp_path: Path) -> None:
