@@ -85,9 +85,11 @@ class ClassReadout(nn.Module):
         self.offset = nn.Linear(classes.shape[1], 1)
         for value in (self.weights.weight, self.weights.bias, self.offset.weight, self.offset.bias):
             nn.init.zeros_(value)
+        # a step of the optimiser moves all D·C weights alike: without the scale it would move the logit by tens
+        self.scale = 0.25 / (classes.shape[1] * channels) ** 0.5
         if classes.shape[1] == channels:
             with torch.no_grad():
-                self.weights.weight.fill_diagonal_(_AGREEMENT / channels)
+                self.weights.weight.fill_diagonal_(_AGREEMENT / (channels * self.scale))
 
     def forward(self, maps: Tensor, target: Tensor) -> Tensor:
         """A map (N, C, h, w) and classes int64 (N, T) to what they add to the read-out, (N, T, h, w)."""
@@ -95,7 +97,7 @@ class ClassReadout(nn.Module):
         places = maps.flatten(2)
         places = places - places.mean(1, keepdim=True)
         spread = (places.square().mean(1, keepdim=True) + 1e-6).rsqrt()
-        agreement = (self.weights(vectors) @ places) * spread + self.offset(vectors)
+        agreement = (self.scale * self.weights(vectors) @ places) * spread + self.offset(vectors) / vectors.shape[2]
         return agreement.reshape(*target.shape, int(maps.shape[2]), int(maps.shape[3]))
 
 

@@ -203,7 +203,7 @@ def test_a_class_is_read_where_the_tokens_agree_with_the_classifier_s_weights(vi
         tokens = tokens_after(vit.model, images, 3)[:, 1:]
         normed = tokens - tokens.mean(2, keepdim=True)
         normed = normed / (normed.square().mean(2, keepdim=True) + 1e-6).sqrt()
-        agreement = normed @ network.of_class.weights(vector) + network.of_class.offset(vector)
+        agreement = normed @ network.of_class.weights(vector) / (4 * 16) + network.of_class.offset(vector) / 16
         found = explainer.predict(images, torch.full((4, 1), 7))
         parts = [project(maps) for project, maps in zip(network.projections, found.maps, strict=True)]
         plain = network.read(torch.stack(parts).sum(0).clamp(min=0))[:, 0]
@@ -215,7 +215,13 @@ def test_before_training_a_class_is_read_where_the_map_points_its_way(vit: Expla
     torch.manual_seed(0)
     explainer = build_ltx(vit, LTXConfig(class_conditional=True))
     network: Any = explainer.network
-    assert torch.equal(network.of_class.weights.weight, torch.eye(16) * 4 / 16)
+    with torch.no_grad():
+        found = network.of_class(torch.randn(2, 16, 3, 3), torch.tensor([[0, 3], [5, 9]]))
+        aligned = network.of_class.vectors[[2]][:, :, None, None]
+        own = network.of_class(aligned, torch.tensor([[2]]))
+    assert float(found.abs().max()) < 4
+    scale = float(network.of_class.vectors[2].std(correction=0))
+    assert float(own) == pytest.approx(4 * scale, rel=0.05)
 
 
 def test_images_are_mixed_where_the_classifier_sees_both_classes_best() -> None:
