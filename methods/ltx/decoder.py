@@ -86,7 +86,7 @@ class ClassReadout(nn.Module):
         for value in (self.weights.weight, self.weights.bias, self.offset.weight, self.offset.bias):
             nn.init.zeros_(value)
         # a step of the optimiser moves all D·C weights alike: without the scale it would move the logit by tens
-        self.scale = 0.25 / (classes.shape[1] * channels) ** 0.5
+        self.scale = 2 / (classes.shape[1] * channels) ** 0.5
         if classes.shape[1] == channels:
             with torch.no_grad():
                 self.weights.weight.fill_diagonal_(_AGREEMENT / (channels * self.scale))

@@ -10,8 +10,8 @@ from torch import Tensor
 __all__ = ["generator_of", "mix_with_targets"]
 
 _SIDE = (0.4, 0.65)  # of a pasted piece, of the image's
-_TRIES = 4  # pieces that are tried for each image
-_LEAST = 0.05  # probability of a class that counts as present
+_TRIES = 5  # pieces that are tried for each image
+_LEAST = 0.02  # probability of a class that counts as present
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:

@@ -203,7 +203,7 @@ def test_a_class_is_read_where_the_tokens_agree_with_the_classifier_s_weights(vi
         tokens = tokens_after(vit.model, images, 3)[:, 1:]
         normed = tokens - tokens.mean(2, keepdim=True)
         normed = normed / (normed.square().mean(2, keepdim=True) + 1e-6).sqrt()
-        agreement = normed @ network.of_class.weights(vector) / (4 * 16) + network.of_class.offset(vector) / 16
+        agreement = normed @ network.of_class.weights(vector) / 8 + network.of_class.offset(vector) / 16
         found = explainer.predict(images, torch.full((4, 1), 7))
         parts = [project(maps) for project, maps in zip(network.projections, found.maps, strict=True)]
         plain = network.read(torch.stack(parts).sum(0).clamp(min=0))[:, 0]
@@ -237,7 +237,7 @@ def test_images_are_mixed_where_the_classifier_sees_both_classes_best() -> None:
 
     mixed, target = mix_with_targets(pixels, predict, generator_of(0, 0))
     assert torch.equal(tried[0], pixels)
-    assert len(tried) == 5
+    assert len(tried) == 6
     for index in range(count):
         own = float(pixels[index, 0, 0, 0])
         shares = [(one[index, 0] != own).float().mean().item() for one in tried[1:]]
