@@ -97,7 +97,9 @@ class ClassReadout(nn.Module):
         places = maps.flatten(2)
         places = places - places.mean(1, keepdim=True)
         spread = (places.square().mean(1, keepdim=True) + 1e-6).rsqrt()
-        agreement = (self.scale * self.weights(vectors) @ places) * spread + self.offset(vectors) / vectors.shape[2]
+        agreement: Tensor = (self.scale * self.weights(vectors) @ places) * spread + self.offset(
+            vectors
+        ) / vectors.shape[2]
         return agreement.reshape(*target.shape, int(maps.shape[2]), int(maps.shape[3]))
 
 
