@@ -100,8 +100,9 @@ class ImageExplanation:
                 if self.class_specific or self.target == self.predicted
                 else f"; evidence for {self.class_names[self.predicted]}"
             )
+            kind = f"; {self.variant}" if self.variant not in ("", self.class_name) else ""
             picture = with_legend(
-                picture, f"{self.class_name}  {self.probability:.1%}", f"{Path(self.source).name}{about}"
+                picture, f"{self.class_name}  {self.probability:.1%}", f"{Path(self.source).name}{kind}{about}"
             )
         return Image.fromarray(picture)
 
