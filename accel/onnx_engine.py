@@ -99,8 +99,8 @@ class OnnxEngine:
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self.bundle.manifest.splits:  # keeps to a memory budget: what is freed goes back, nothing is set aside
-            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        if self.bundle.manifest.splits:  # keeps to a memory budget: a pattern sets a second block aside
+            options.enable_mem_pattern = False
         try:
             session = ort.InferenceSession(graph, options, providers=self.providers)
         except MemoryError:

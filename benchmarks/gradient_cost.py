@@ -77,7 +77,7 @@ MEMORY = """
 import sys
 import numpy as np, onnxruntime as ort
 options = ort.SessionOptions()
-options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # as the engine for such a bundle
+options.enable_mem_pattern = False  # as the engine for such a bundle
 session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 images = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), dtype=np.uint8)
 at_once = int(sys.argv[2])  # as the engine does with a bundle of this budget
