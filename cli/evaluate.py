@@ -136,15 +136,13 @@ def evaluate(
 
         raise OutputError(f"there is no folder '{report.parent}' for the report")
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ..accel.engine import open_engine
     from ..accel.memory import largest_batch
     from ..evaluate.metrics import METRIC_NAMES, QUICK, QUICK_WITH_EVIDENCE, make_metrics
     from .contenders import bundle_contender, make_contender
     from .evaluation import evaluate_contenders
     from .evaluation_data import open_data
+    from .progress import counting_progress
 
     settings: dict[str, Any] = {"engine": engine, "providers": providers or None, "threads": threads}
     running = open_engine(bundle, engine, providers=providers or None, threads=threads)
@@ -166,16 +164,7 @@ def evaluate(
         contenders = [bundle_contender(running, stack)]
         contenders += [make_contender(name, running, stack, settings, weights) for name in against]
         size = batch_size or largest_batch(running, memory_budget * 1024)
-        progress = stack.enter_context(
-            Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-        )
+        progress = stack.enter_context(counting_progress())
         bars = {contender.name: progress.add_task(contender.name, total=images.count) for contender in contenders}
         result = evaluate_contenders(
             contenders,

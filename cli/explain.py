@@ -12,8 +12,6 @@ import click
 from .options import any_json, engine_options
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from ..accel.results import ImageExplanation
 
 __all__ = ["explain"]
@@ -126,6 +124,7 @@ def explain(
     from ..accel.pipeline import PipelineConfig, explain_images
     from ..accel.results import Failure, ResultWriter
     from ..errors import UsageError, require
+    from .progress import counting_progress
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     if checkpoint is not None or steps is not None:
@@ -175,7 +174,7 @@ def explain(
     failed = done = 0
     shown: list[ImageExplanation] = []
     try:
-        with _progress(len(files), quiet=as_json) as progress:
+        with counting_progress() as progress:
             bar = progress.add_task("explaining", total=len(files) * len(indices))
             for result in explain_images(running, files, config):
                 record = writer.write(result) if writer else result.record()
@@ -206,21 +205,6 @@ def _refuse_given(context: click.Context, names: Sequence[str], why: str) -> Non
         default = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.DEFAULT
         if parameter.name in names and not default:
             raise click.UsageError(f"{parameter.opts[0]} {why}")
-
-
-def _progress(total: int, *, quiet: bool) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=quiet and not total,
-    )
 
 
 def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: Path | None) -> None:

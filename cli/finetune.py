@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ..accel.bundle import class_index
@@ -33,6 +33,7 @@ from ..methods.ltx.model import LTXExplainer
 from ..methods.ltx.train import to_float
 from .evaluate import mean_colour
 from .options import resolve_model
+from .progress import counting_progress
 
 __all__ = ["explain_finetuned"]
 
@@ -90,7 +91,7 @@ def explain_finetuned(
     writer = ResultWriter(folder, formats) if folder else None
     gains, failed = _Gains(), 0
     try:
-        with _progress() as progress:
+        with counting_progress() as progress:
             bar = progress.add_task("fine-tuning", total=len(files) * len(asked) * config.steps)
             for chunk in _chunks(_loaded(files, explainer, max_pixels), max(1, batch_size // len(asked))):
                 readable = [item for item in chunk if not isinstance(item, Failure)]
@@ -237,17 +238,6 @@ def _measured(
 
 def _advance(progress: Progress, bar: TaskID, count: int, step: int) -> None:
     progress.advance(bar, count)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
 
 
 def _print(gains: _Gains, config: FinetuneConfig, folder: Path | None) -> None:

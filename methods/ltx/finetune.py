@@ -135,8 +135,6 @@ class _Run:
     def __init__(
         self, explainer: LTXExplainer, pixels: Tensor, losses: LTXConfig, config: FinetuneConfig, target: Tensor | None
     ) -> None:
-        explainer.eval()
-        explainer.requires_grad_(False)
         self.explainer, self.pixels, self.losses, self.config = explainer, pixels, losses, config
         self.baseline = make_baseline(pixels, losses.baseline, explainer.explainee.image_spec.mean)
         with torch.no_grad():
