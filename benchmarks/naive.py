@@ -56,7 +56,8 @@ def _gradient(function: Tail, at: Tensor, label: int) -> Tensor:
 
 def _output(model: nn.Module, image: Tensor, layer: str) -> Tensor:
     found: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: found.append(output))
+    module = model.get_submodule(layer)
+    handle = module.register_forward_hook(lambda module, inputs, output: found.append(output.clone()))
     with torch.no_grad():
         model(image)
     handle.remove()
@@ -64,10 +65,10 @@ def _output(model: nn.Module, image: Tensor, layer: str) -> Tensor:
 
 
 def _tail(model: nn.Module, image: Tensor, layer: str, until: str | None = None) -> Tail:
-    """The logits, or another layer's output, as a function of a layer's."""
+    """The logits, or another layer's output, as a function of a layer's; a copy, since models write into it."""
 
     def run(values: Tensor) -> Tensor:
-        handle = model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: values)
+        handle = model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: values.clone())
         try:
             return model(image) if until is None else _output(model, image, until)
         finally:
