@@ -14,12 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from ..errors import ModelError
 from .backward_operators import forward_forms
-from .graph_passes import BATCH, simplify
+from .graph_passes import BATCH, simplify, writes_into_parts
 from .to_onnx import MeanPooling
 
 __all__ = ["trace_autograd_free"]
@@ -40,17 +44,19 @@ def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor])
     Raises:
         ModelError: what the function does depends on the data, or an operator's gradient is not known.
     """
-    # contiguous: with channels last, gradients of pooling write into strides; never filled: only shapes are followed
-    shapes = [torch.empty(BATCH, *value.shape[1:], dtype=value.dtype, device=value.device) for value in example]
-    record = make_fx(
-        lambda *inputs: function(*inputs),
-        decomposition_table=forward_forms(),
-        tracing_mode="symbolic",
-        _allow_non_fake_inputs=True,
-    )
+    shapes = _shapes_of_any_batch(example)
     try:
         with MeanPooling():
-            traced = record(*shapes)
+            traced = make_fx(
+                lambda *inputs: function(*inputs),
+                decomposition_table=forward_forms(),
+                tracing_mode="symbolic",
+                _allow_non_fake_inputs=True,
+            )(*shapes)
+        if writes_into_parts(traced):
+            traced = make_fx(functionalize(traced), tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+                *_shapes_of_any_batch(example)
+            )
     except ModelError:
         raise
     except Exception as error:  # whatever tracing a user's model may raise
@@ -59,6 +65,22 @@ def trace_autograd_free(function: Callable[..., Any], example: Sequence[Tensor])
     if left := sorted({str(node.target) for node in traced.graph.nodes if _has_no_forward_form(node)}):
         raise ModelError(f"no forward form is known of: {', '.join(left)}; report the model, it is worth supporting")
     return traced
+
+
+def _shapes_of_any_batch(example: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors without values, whose first axis is a symbol and all others are numbers: formulas of symbolic heights and
+    widths, as of a Swin transformer's windows, take minutes to simplify.
+
+    Contiguous, since with channels last the gradients of pooling write into strides.
+    """
+    mode = FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    shapes: list[Tensor] = []
+    for place, value in enumerate(example):
+        axes = [DimDynamic.DUCK] + [DimDynamic.STATIC] * (value.ndim - 1)  # one symbol for all batches
+        empty = torch.empty(BATCH, *value.shape[1:], dtype=value.dtype, device=value.device)
+        context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=axes)
+        shapes.append(mode.from_tensor(empty, source=ConstantSource(f"input{place}"), symbolic_context=context))
+    return shapes
 
 
 def _has_no_forward_form(node: Node) -> bool:

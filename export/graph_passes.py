@@ -12,9 +12,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from ..errors import ModelError
-
-__all__ = ["BATCH", "simplify"]
+__all__ = ["BATCH", "simplify", "writes_into_parts"]
 
 aten = torch.ops.aten
 
@@ -25,11 +23,7 @@ _IDENTITIES = (aten.detach.default, aten.detach_.default, aten.alias.default)
 
 
 def simplify(traced: GraphModule) -> None:
-    """All passes, in their order; the graph computes what it did.
-
-    Raises:
-        ModelError: the model writes into a part of a tensor and reads the whole of it afterwards.
-    """
+    """All passes, in their order; the graph computes what it did. Of graphs for which `writes_into_parts` is false."""
     _free_the_batch(traced)
     _drop_checks(traced)
     _drop_identities(traced)
@@ -95,29 +89,41 @@ def _drop_identities(traced: GraphModule) -> None:
             traced.graph.erase_node(node)
 
 
+def writes_into_parts(traced: GraphModule) -> bool:
+    """The model writes into a part of a tensor and reads the whole of it afterwards, or the other way round."""
+    order = {node: place for place, node in enumerate(traced.graph.nodes)}
+    return any(
+        order[user] > order[node]
+        for node in traced.graph.nodes
+        if _pure_form(node) is not None
+        for alias in _aliases(node.args[0])
+        for user in alias.users
+    )
+
+
+def _pure_form(node: Node) -> Any:
+    """The operator that computes what an in-place one writes; None for all others."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return None
+    name = target._schema.name.split("::")[1]
+    if not (target._schema.is_mutable and name.endswith("_") and not name.endswith("__")):
+        return None
+    return getattr(getattr(aten, name[:-1], None), target._overloadname, None)
+
+
 def _out_of_place(traced: GraphModule) -> None:
     """In-place operators become their pure forms: a node that writes counts as impure, so the part of the model before
     a replaced layer would stay in the graph.
     """
     order = {node: place for place, node in enumerate(traced.graph.nodes)}
     for node in list(traced.graph.nodes):
-        target = node.target
-        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
-            continue
-        name = target._schema.name.split("::")[1]
-        if not (target._schema.is_mutable and name.endswith("_") and not name.endswith("__")):
-            continue
-        pure = getattr(getattr(aten, name[:-1], None), target._overloadname, None)
+        pure = _pure_form(node)
         if pure is None:
             continue
         node.target = pure
         written = node.args[0]
         assert isinstance(written, Node), "an in-place operator writes to a node"
-        if any(order[user] > order[node] for alias in _aliases(written) for user in alias.users):
-            raise ModelError(
-                f"the model writes into a part of a tensor and reads the whole of it afterwards ({node.name}); "
-                "that cannot be traced: write it without the in-place operation"
-            )
         for user in list(written.users):
             if order[user] > order[node]:
                 user.replace_input_with(written, node)

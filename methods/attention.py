@@ -91,12 +91,12 @@ def block_input(model: nn.Module, block: str, values: Tensor | None = None) -> I
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if inputs and isinstance(inputs[0], Tensor):
             taken.append(inputs[0])
-            return (inputs[0] if values is None else values, *inputs[1:]), named
+            return ((inputs[0] if values is None else values).clone(), *inputs[1:]), named
         key = next((key for key, value in named.items() if isinstance(value, Tensor)), None)
         if key is None:
             raise ModelError(f"the block '{block}' is given no tensor")
         taken.append(named[key])
-        return inputs, named if values is None else {**named, key: values}
+        return inputs, {**named, key: (taken[0] if values is None else values).clone()}
 
     handle = model.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
     try:

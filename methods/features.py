@@ -23,15 +23,18 @@ FeatureShape = tuple[int, int, int]  # channels, height, width
 def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of named layers while the model runs inside the block; the hooks are removed at its end.
 
+    The model goes on with a copy, so that a map is not what the model makes of it in place (a ReLU in DenseNet).
+
     Raises:
         ModelError: the model has no such layer.
     """
     known = dict(model.named_modules())
     maps: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+    def keep(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
             maps[name] = output
+            return output.clone() if isinstance(output, Tensor) else output
 
         return hook
 

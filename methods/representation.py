@@ -21,7 +21,7 @@ __all__ = ["class_gradient", "class_logits", "class_weights", "linear_head", "lo
 
 @contextmanager
 def replaced(model: nn.Module, layer: str, values: Tensor) -> Iterator[None]:
-    """Inside the block the layer gives `values`, whatever it computes.
+    """Inside the block the layer gives a copy of `values`, whatever it computes; a copy, since models write into it.
 
     Raises:
         ModelError: the model has no such layer.
@@ -29,7 +29,7 @@ def replaced(model: nn.Module, layer: str, values: Tensor) -> Iterator[None]:
     known = dict(model.named_modules())
     if layer not in known or not layer:
         raise ModelError(f"the model has no layer '{layer}'; {suggest(layer, [name for name in known if name])}")
-    handle = known[layer].register_forward_hook(lambda module, inputs, output: values)
+    handle = known[layer].register_forward_hook(lambda module, inputs, output: values.clone())
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from saccade.contracts import ImageSpec
 from saccade.errors import ModelError
 from saccade.methods.explainee import Explainee
 from saccade.methods.features import capture, default_layers, feature_shapes
+from saccade.methods.representation import class_gradient, linear_head
 
 
 def images(size: int, count: int = 2) -> Tensor:
@@ -44,6 +45,38 @@ def test_captured_maps_carry_the_gradient(tiny_explainee: Explainee) -> None:
         logits = model(images(32))
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), maps["late"])
     expected = (model.head.weight[1] / maps["late"][0, 0].numel()).view(1, -1, 1, 1).expand_as(gradient)
+    torch.testing.assert_close(gradient, expected)
+
+
+class RectifiedInPlace(nn.Module):
+    """As DenseNet: the map before global pooling is rectified in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(F.relu(self.features(images), inplace=True).mean((2, 3)))
+
+
+def test_a_map_is_the_layer_s_output_though_the_model_writes_into_it() -> None:
+    model = RectifiedInPlace().eval()
+    with torch.no_grad(), capture(model, ["features"]) as maps:
+        model(images(8))
+    expected = F.conv2d(images(8), model.features.weight, model.features.bias, padding=1)
+    assert expected.min() < 0
+    torch.testing.assert_close(maps["features"], expected)
+
+
+def test_a_head_that_rectifies_in_place_is_not_linear() -> None:
+    model, spec = RectifiedInPlace().eval(), ImageSpec(size=(8, 8))
+    assert linear_head(model, "features", spec) is None
+    values = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+    given = values.clone()
+    gradient, _ = class_gradient(model, images(8), "features", values, torch.tensor([1, 2]))
+    assert torch.equal(values, given)
+    expected = (given > 0) * model.head.weight[[1, 2], :, None, None] / 64
     torch.testing.assert_close(gradient, expected)
 
 
