@@ -172,20 +172,24 @@ def _cut_weights(traced: GraphModule) -> None:
     """Parts of a weight, as of a packed projection, become weights of their own."""
     cuts = (aten.split.Tensor, aten.split_with_sizes.default, aten.slice.Tensor, aten.select.int, operator.getitem)
     values: dict[Node, Any] = {}
+    parts: dict[tuple[Any, ...], Node] = {}  # one for equal parts, so that equal operators of them are seen to be equal
     for node in list(traced.graph.nodes):
         if node.op == "get_attr" and isinstance(getattr(traced, node.target, None), Tensor):
             values[node] = getattr(traced, node.target).detach()
         elif node.op == "call_function" and node.target in cuts and node.args[0] in values:
             if any(isinstance(value, Node) for value in node.args[1:]):
                 continue
-            values[node] = node.target(values[node.args[0]], *node.args[1:], **node.kwargs)
-            if isinstance(values[node], Tensor):
+            value = values[node] = node.target(values[node.args[0]], *node.args[1:], **node.kwargs)
+            if not isinstance(value, Tensor):
+                continue
+            place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+            if place not in parts:
                 name = f"_part_{node.name}"
-                traced.register_buffer(name, values[node].contiguous())
+                traced.register_buffer(name, value.contiguous())
                 with traced.graph.inserting_before(node):
-                    part = traced.graph.get_attr(name)
-                node.replace_all_uses_with(part)
-                values[part] = values[node]
+                    parts[place] = traced.graph.get_attr(name)
+                values[parts[place]] = value
+            node.replace_all_uses_with(parts[place])
 
 
 def _cancel_transposes(traced: GraphModule) -> None:

@@ -263,6 +263,34 @@ def test_what_lies_before_a_replaced_layer_is_in_the_graph_once(middle: str) -> 
     assert convolutions(traced(explainer_of(model, SPEC, 5, config))) == once + 2
 
 
+def test_a_packed_projection_runs_once_for_the_prediction_and_its_gradient() -> None:
+    """Each use of `nn.MultiheadAttention` cuts its packed weight again; equal parts are one weight, so that the plain
+    run and the one with gradients are seen to be one.
+    """
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 4, 4)
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            self.blocks = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.stem(x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1)
+            for block in self.blocks:
+                tokens = tokens + block(tokens, tokens, tokens, need_weights=False)[0]
+            return self.head(tokens[:, 0])
+
+    explainer = explainer_of(exact(Packed()), SPEC, 5, GradientConfig(method="gradient-rollout"))
+    graph = traced(explainer)
+    assert_graph_equals_eager(graph, explainer)
+    assert len([node for node in graph.graph.nodes if node.target is torch.ops.aten._softmax.default]) == 2
+    forward = [node for node in graph.graph.nodes if node.target is torch.ops.aten.addmm.default]
+    assert len(forward) == 2 * (3 + 1) + 1  # query, key, value and output of two blocks, and the head
+
+
 def test_an_operator_in_place_on_a_view_gives_the_right_result() -> None:
     """As the mask of a Swin transformer's windows is filled; and with a gradient through what is written."""
 
