@@ -12,7 +12,13 @@ from ..errors import require
 
 __all__ = ["draw_curve"]
 
-_COLOURS = {"preserve": "#2a6fbb", "complement": "#c8452f", "area": "#3a9459", "entropy": "#8e5bb5"}
+_COLOURS = {
+    "preserve": "#2a6fbb",
+    "complement": "#c8452f",
+    "area": "#3a9459",
+    "entropy": "#8e5bb5",
+    "elsewhere": "#b58a1f",
+}
 _INK, _PALE = "#22262b", "#d9dce0"
 _WINDOW = 25  # steps of the running mean, at most
 

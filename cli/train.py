@@ -142,6 +142,14 @@ def train() -> None:
     help="Weight: every pixel must be kept or removed, not half of each.",
 )
 @click.option(
+    "--elsewhere",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    metavar="W",
+    help="Weight, with --class-conditional: nothing of another class's image is kept.",
+)
+@click.option(
     "--evidence/--no-evidence",
     default=True,
     show_default=True,

@@ -38,7 +38,8 @@ class LTXConfig:
         form: ``"shared"``, a light decoder on the frozen explainee's own feature maps (prediction and explanation
             cost one forward), or ``"own"``, a trained copy of the explainee's backbone as in the paper (two forwards).
         layers: feature maps to use, coarsest first; empty finds them from the model.
-        width: channels of the decoder (shared form); 0 takes an eighth of the finest map's, at least 32.
+        width: channels of the decoder (shared form); 0 takes an eighth of the finest map's, at least 32; 64
+            for any class of a transformer.
         class_conditional: one explainer answers for any class that is asked for (shared form); if not, for the
             predicted one.
         backbone: spec of another architecture for the own form, as for `load_explainee`; empty copies the explainee.
@@ -49,6 +50,8 @@ class LTXConfig:
         area: weight of the area term.
         area_form: ``"l1"``, the mean of the mask, or ``"softplus"``, mean softplus(m) as published.
         entropy: weight of the entropy term, which is 0 for a mask of zeros and ones and 1 for one of halves.
+        elsewhere: weight of keeping nothing of what comes from an image of another class, in the mixed images that an
+            explainer for any class is trained on.
         baseline: what replaces a removed pixel: ``"mean"`` colour, ``"black"`` as published, or ``"blur"``.
         evidence: multiply the network's selection by the class activation of a linear head, where the explainee has
             one (see `LTXExplainer`); off as published.
@@ -77,6 +80,7 @@ class LTXConfig:
     area: float = 2.0
     area_form: AreaForm = "l1"
     entropy: float = 0.0
+    elsewhere: float = 2.0
     baseline: Baseline = "mean"
     evidence: bool = True
     steps: int = 600
@@ -113,7 +117,7 @@ class LTXConfig:
             raise UsageError("another backbone is for the own form, and its layer is found; add --form own")
         if self.backbone_weights and not self.backbone:
             raise UsageError("weights of a backbone go with its architecture; add --backbone SPEC")
-        weights = (self.preserve, self.complement, self.area, self.entropy)
+        weights = (self.preserve, self.complement, self.area, self.entropy, self.elsewhere)
         if not all(map(math.isfinite, weights)) or min(weights) < 0 or self.preserve + self.complement == 0:
             raise UsageError(
                 "the weights of the losses are finite and not negative, and preserve or complement is positive"

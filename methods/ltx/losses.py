@@ -12,9 +12,18 @@ from torch import Tensor
 
 from .config import AreaForm, LTXConfig
 
-__all__ = ["TERMS", "LTXLosses", "area_loss", "complement_loss", "entropy_loss", "preserve_loss", "total_loss"]
+__all__ = [
+    "TERMS",
+    "LTXLosses",
+    "area_loss",
+    "complement_loss",
+    "elsewhere_loss",
+    "entropy_loss",
+    "preserve_loss",
+    "total_loss",
+]
 
-TERMS = ("preserve", "complement", "area", "entropy")
+TERMS = ("preserve", "complement", "area", "entropy", "elsewhere")
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,20 @@ def entropy_loss(mask: Tensor) -> Tensor:
     return bits.flatten(1).mean(1)
 
 
+def elsewhere_loss(mask: Tensor, elsewhere: Tensor) -> Tensor:
+    """Mean over each mask's pixels, (N,), of −log(1 − m) where `elsewhere` is 1: nothing is kept there."""
+    return -(elsewhere * (-mask.clamp_max(1 - 1e-6)).log1p()).flatten(1).mean(1)
+
+
 def total_loss(
-    kept_logits: Tensor | None, removed_logits: Tensor | None, mask: Tensor, target: Tensor, config: LTXConfig
+    kept_logits: Tensor | None,
+    removed_logits: Tensor | None,
+    mask: Tensor,
+    target: Tensor,
+    config: LTXConfig,
+    elsewhere: Tensor | None = None,
 ) -> LTXLosses:
-    """The losses of a batch; pass no logits for a term that is off."""
+    """The losses of a batch; pass no logits for a term that is off, and where nothing may be kept, if that is known."""
     terms: dict[str, Tensor] = {}
     if kept_logits is not None:
         terms["preserve"] = preserve_loss(kept_logits, target)
@@ -74,5 +93,7 @@ def total_loss(
         terms["area"] = area_loss(mask, config.area_form)
     if config.entropy:
         terms["entropy"] = entropy_loss(mask)
+    if config.elsewhere and elsewhere is not None:
+        terms["elsewhere"] = elsewhere_loss(mask, elsewhere)
     weighted = [getattr(config, name) * values.mean() for name, values in terms.items()]
     return LTXLosses(terms, torch.stack(weighted).sum())

@@ -21,7 +21,8 @@ __all__ = ["LTXExplainer", "Predicted", "build_ltx"]
 
 LIFT = 0.25  # added to the selection before it meets the evidence: what is not selected keeps its order, lower
 _FINE_ENOUGH = 10  # positions a side; a finer mask only adds noise to the order of its pixels
-_LEVELS_OF_TOKENS = 3  # blocks of a transformer that a decoder reads
+_LEVELS_OF_TOKENS = 3  # blocks of a transformer that a decoder reads; for any class one more
+_MIXERS = 2  # of a decoder for any class on tokens
 
 
 class Predicted(NamedTuple):
@@ -146,8 +147,9 @@ def build_ltx(explainee: Explainee, config: LTXConfig, *, pretrained: bool = Tru
     network: MaskDecoder | OwnBackbone
     if config.form == "shared":
         classes = class_weights(explainee.model, spec) if config.class_conditional else None
-        width = config.width or max(32, spatial.shapes[-1][0] // 8)
-        network, grid = MaskDecoder(spatial.shapes, width, classes), spatial.shapes[-1][1:]
+        mixers = _MIXERS if classes is not None and spatial.gives_tokens(spatial.names[0]) else 0
+        width = config.width or max(64 if mixers else 32, spatial.shapes[-1][0] // 8)
+        network, grid = MaskDecoder(spatial.shapes, width, classes, mixers), spatial.shapes[-1][1:]
     elif config.backbone:
         weights = config.backbone_weights or None
         other = load_explainee(config.backbone, weights if pretrained else "random")
@@ -174,7 +176,7 @@ def _layers_for(explainee: Explainee, config: LTXConfig) -> SpatialLayers:
     if config.form == "own":
         return one
     if one.gives_tokens(last):
-        return SpatialLayers(model, spatial_layers(model, spec, _LEVELS_OF_TOKENS), spec)
+        return SpatialLayers(model, spatial_layers(model, spec, _LEVELS_OF_TOKENS + config.class_conditional), spec)
     if min(one.shapes[0][1:]) >= _FINE_ENOUGH:
         return one
     return SpatialLayers(model, spatial_layers(model, spec, 2), spec)

@@ -14,7 +14,7 @@ from .config import LTXConfig
 from .losses import LTXLosses, total_loss
 from .model import LTXExplainer
 from .processes import OneProcess
-from .targets import generator_of, mix_with_targets
+from .targets import Mixed, generator_of, mix_with_targets
 
 __all__ = ["take_step"]
 
@@ -47,11 +47,11 @@ def take_step(
     """
     network = explainer.network
     seed = step * processes.count + processes.rank
-    target: Tensor | None = None
+    target = elsewhere = None
     if config.class_conditional:
-        pixels, target = _mixed(explainer, pixels, processes, generator_of(config.seed, seed))
+        pixels, target, elsewhere = _mixed(explainer, pixels, processes, generator_of(config.seed, seed))
     buffers = [buffer.clone() for buffer in network.buffers()]  # a forward pass moves the batch statistics
-    losses, _ = _losses(explainer, pixels, target, config, processes)
+    losses, _ = _losses(explainer, pixels, target, elsewhere, config, processes)
     count = round(float(processes.sum(torch.tensor(float(len(pixels)), device=pixels.device))))
     values = _of_all_processes(losses.terms, count, processes)
     try:
@@ -60,7 +60,7 @@ def take_step(
         processes.backward(losses.total * (len(pixels) / count), network)
         norm = processes.clip(network, optimizer, config.clip)
         if not math.isfinite(norm) and not processes.skips(norm):
-            _refuse(_gradients(explainer, pixels, target, config, processes, count), "gradient", step, names)
+            _refuse(_gradients(explainer, pixels, target, elsewhere, config, processes, count), "gradient", step, names)
             raise ModelError(_message(step, "the gradient of the network is not finite"))
     except ModelError:
         optimizer.zero_grad(set_to_none=True)
@@ -71,9 +71,7 @@ def take_step(
     return {name: float(each.mean()) for name, each in values.items()}
 
 
-def _mixed(
-    explainer: LTXExplainer, pixels: Tensor, processes: OneProcess, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _mixed(explainer: LTXExplainer, pixels: Tensor, processes: OneProcess, generator: torch.Generator) -> Mixed:
     """Images that show several classes, and which to explain."""
     explainee = explainer.explainee
 
@@ -86,7 +84,12 @@ def _mixed(
 
 
 def _losses(
-    explainer: LTXExplainer, pixels: Tensor, target: Tensor | None, config: LTXConfig, processes: OneProcess
+    explainer: LTXExplainer,
+    pixels: Tensor,
+    target: Tensor | None,
+    elsewhere: Tensor | None,
+    config: LTXConfig,
+    processes: OneProcess,
 ) -> tuple[LTXLosses, dict[str, Tensor]]:
     """The losses, of the target or the predicted class; and for each term what it looks at, which depends on the mask:
     (N, C, H, W).
@@ -104,7 +107,8 @@ def _losses(
             views["complement"] = perturb(pixels, 1 - mask, baseline)
         together = explainer.classifier(explainee.normalise(torch.cat(list(views.values())))).float()
         logits = dict(zip(views, together.split(len(pixels)), strict=True))
-        losses = total_loss(logits.get("preserve"), logits.get("complement"), mask, plain.target[:, 0], config)
+        kept, removed = logits.get("preserve"), logits.get("complement")
+        losses = total_loss(kept, removed, mask, plain.target[:, 0], config, elsewhere)
     return losses, {name: views.get(name, mask) for name in losses.terms}
 
 
@@ -112,6 +116,7 @@ def _gradients(
     explainer: LTXExplainer,
     pixels: Tensor,
     target: Tensor | None,
+    elsewhere: Tensor | None,
     config: LTXConfig,
     processes: OneProcess,
     count: int,
@@ -119,7 +124,7 @@ def _gradients(
     """Per term and image the sum of the gradient with respect to what the term looks at, which is not finite where a
     part of it is not.
     """
-    losses, looked_at = _losses(explainer, pixels, target, config, processes)
+    losses, looked_at = _losses(explainer, pixels, target, elsewhere, config, processes)
     sums = {}
     for name, values in losses.terms.items():
         (gradient,) = torch.autograd.grad(values.sum(), looked_at[name], retain_graph=True)

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["generator_of", "mix_with_targets"]
+__all__ = ["Mixed", "generator_of", "mix_with_targets"]
 
 _SIDE = (0.4, 0.65)  # of a pasted piece, of the image's
 _TRIES = 5  # pieces that are tried for each image
-_LEAST = 0.02  # probability of a class that counts as present
+_LEAST = 0.005  # probability of a class that counts as present
+
+
+class Mixed(NamedTuple):
+    """Images with two classes, and one of them to explain.
+
+    Attributes:
+        pixels: (N, 3, H, W).
+        target: the class to explain, int64 (N,).
+        elsewhere: 1 where a pixel comes from the image of the other class, (N, 1, H, W): nothing there is evidence of
+            the target; 0 everywhere in an image that stayed as it was.
+    """
+
+    pixels: Tensor
+    target: Tensor
+    elsewhere: Tensor
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -20,9 +36,7 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def mix_with_targets(
-    pixels: Tensor, predict: Callable[[Tensor], Tensor], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def mix_with_targets(pixels: Tensor, predict: Callable[[Tensor], Tensor], generator: torch.Generator) -> Mixed:
     """Images that show two classes, although those of a classifier mostly show one, and one of the two to explain.
 
     Each image gets a piece of another one, of another class (as in CutMix, Yun et al. 2019). Of a few tries that one is
@@ -33,28 +47,30 @@ def mix_with_targets(
         pixels: (N, 3, H, W) in [0, 1].
         predict: from such images to logits (N, K).
         generator: of pieces, places and choice.
-
-    Returns:
-        The images, of the same shape, and the class to explain of each, int64 (N,).
     """
     own = predict(pixels).argmax(1)
     best, most, other = pixels, pixels.new_full((len(pixels),), _LEAST), own
+    piece = torch.zeros_like(pixels[:, :1])
     for _ in range(_TRIES):
-        mixed, source = _paste(pixels, generator)
+        mixed, source, pasted = _paste(pixels, generator)
         probabilities = predict(mixed).softmax(1)
         pair = torch.stack([own, own[source]], 1)
         seen = probabilities.gather(1, pair).amin(1)
         better = (seen > most) & (pair[:, 0] != pair[:, 1])
         best = torch.where(better[:, None, None, None], mixed, best)
+        piece = torch.where(better[:, None, None, None], pasted, piece)
         other = torch.where(better, pair[:, 1], other)
         most = torch.where(better, seen, most)
     second = torch.rand(len(pixels), generator=generator).to(pixels.device) < 0.5
-    return best, torch.where(second, other, own)
+    outside = (other != own)[:, None, None, None] * (1 - piece)
+    return Mixed(best, torch.where(second, other, own), torch.where(second[:, None, None, None], outside, piece))
 
 
-def _paste(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Into each image a piece of another one, from somewhere, to somewhere; and which one that was, int64 (N,)."""
-    result = pixels.clone()
+def _paste(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Into each image a piece of another one, from somewhere, to somewhere; which one that was, int64 (N,); and where
+    the piece is, (N, 1, H, W).
+    """
+    result, pasted = pixels.clone(), torch.zeros_like(pixels[:, :1])
     count, _, height, width = pixels.shape
     away = 1 + int(torch.randint(max(1, count - 1), (), generator=generator))
     source = (torch.arange(count, device=pixels.device) + away) % count
@@ -67,4 +83,5 @@ def _paste(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         )
         piece = pixels[(index + away) % count, :, y : y + rows, x : x + columns]
         result[index, :, top : top + rows, left : left + columns] = piece
-    return result, source
+        pasted[index, :, top : top + rows, left : left + columns] = 1
+    return result, source, pasted

@@ -25,6 +25,7 @@ from saccade.methods.explainee import Explainee, fingerprint
 from saccade.methods.ltx.backbone import OwnBackbone
 from saccade.methods.ltx.checkpoint import CheckpointRecord
 from saccade.methods.ltx.config import LTXConfig
+from saccade.methods.ltx.decoder import ClassReadout
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
 from saccade.methods.ltx.targets import generator_of, mix_with_targets
 from saccade.methods.representation import class_weights
@@ -193,34 +194,54 @@ def test_several_classes_are_answered_as_each_alone(vit: Explainee, images: Tens
         assert (masks[1, 0] - masks[1, 2]).abs().max() > 1e-3
 
 
-def test_a_class_is_read_where_the_tokens_agree_with_the_classifier_s_weights(vit: Explainee, images: Tensor) -> None:
+def by_hand(norm: Any, values: Tensor) -> Tensor:
+    """A batch norm in eval mode, of (N, C, h, w)."""
+    spread = (norm.running_var + norm.eps).sqrt()
+    return ((values.mT - norm.running_mean) / spread * norm.weight + norm.bias).mT
+
+
+def test_a_class_is_read_where_mixed_tokens_agree_with_the_classifier_s_weights(vit: Explainee, images: Tensor) -> None:
     explainer = built(vit, class_conditional=True)
     network: Any = explainer.network
+    assert len(network.mixers) == 2
     head = vit.model.head.weight  # type: ignore[union-attr]
     centred = head - head.mean(0)
     vector = (centred / centred.square().mean().sqrt())[7]
     with torch.no_grad():
-        tokens = tokens_after(vit.model, images, 3)[:, 1:]
-        normed = tokens - tokens.mean(2, keepdim=True)
-        normed = normed / (normed.square().mean(2, keepdim=True) + 1e-6).sqrt()
-        agreement = normed @ network.of_class.weights(vector) / 8 + network.of_class.offset(vector) / 16
         found = explainer.predict(images, torch.full((4, 1), 7))
+        assert torch.equal(found.maps[0].flatten(2).mT, tokens_after(vit.model, images, 3)[:, 1:])
         parts = [project(maps) for project, maps in zip(network.projections, found.maps, strict=True)]
-        plain = network.read(torch.stack(parts).sum(0).clamp(min=0))[:, 0]
+        hidden = torch.stack(parts).sum(0).clamp(min=0)
+        width = hidden.shape[1]
+        for depthwise, first, _, pointwise, second in network.mixers:
+            padded = torch.zeros(4, width, 16, 16)
+            padded[:, :, 2:14, 2:14] = hidden
+            gathered = sum(
+                depthwise.weight[:, 0, y, x, None, None] * padded[:, :, y : y + 12, x : x + 12]
+                for y in range(5)
+                for x in range(5)
+            )
+            inner = by_hand(first, gathered.flatten(2)).clamp(min=0)
+            mixed = by_hand(second, pointwise.weight[:, :, 0, 0] @ inner)
+            hidden = (hidden + mixed.reshape(hidden.shape)).clamp(min=0)
+        places = hidden.flatten(2).mT
+        normed = places - places.mean(2, keepdim=True)
+        normed = normed / (normed.square().mean(2, keepdim=True) + 1e-6).sqrt()
+        scale = 2 / (len(vector) * width) ** 0.5
+        agreement = scale * (normed @ network.of_class.weights(vector)) + network.of_class.offset(vector) / len(vector)
+        plain = network.read(hidden)[:, 0]
         expected = torch.sigmoid(plain + agreement.reshape(4, 12, 12))
     torch.testing.assert_close(found.selection[:, 0], expected, rtol=0, atol=1e-5)
 
 
-def test_before_training_a_class_is_read_where_the_map_points_its_way(vit: Explainee, images: Tensor) -> None:
+def test_before_training_a_class_is_read_where_the_map_points_its_way(vit: Explainee) -> None:
     torch.manual_seed(0)
-    explainer = build_ltx(vit, LTXConfig(class_conditional=True))
-    network: Any = explainer.network
+    of_class = ClassReadout(class_weights(vit.model, vit.image_spec), 16)
     with torch.no_grad():
-        found = network.of_class(torch.randn(2, 16, 3, 3), torch.tensor([[0, 3], [5, 9]]))
-        aligned = network.of_class.vectors[[2]][:, :, None, None]
-        own = network.of_class(aligned, torch.tensor([[2]]))
+        found = of_class(torch.randn(2, 16, 3, 3), torch.tensor([[0, 3], [5, 9]]))
+        own = of_class(of_class.vectors[[2]][:, :, None, None], torch.tensor([[2]]))
     assert float(found.abs().max()) < 4
-    scale = float(network.of_class.vectors[2].std(correction=0))
+    scale = float(of_class.vectors[2].std(correction=0))
     assert float(own) == pytest.approx(4 * scale, rel=0.05)
 
 
@@ -235,7 +256,7 @@ def test_images_are_mixed_where_the_classifier_sees_both_classes_best() -> None:
         shares = torch.stack([(images[:, 0] == label).float().mean((1, 2)) for label in range(count)], 1)
         return (shares + 1e-6).log()  # probabilities are the shares of the image
 
-    mixed, target = mix_with_targets(pixels, predict, generator_of(0, 0))
+    mixed, target, elsewhere = mix_with_targets(pixels, predict, generator_of(0, 0))
     assert torch.equal(tried[0], pixels)
     assert len(tried) == 6
     for index in range(count):
@@ -248,14 +269,15 @@ def test_images_are_mixed_where_the_classifier_sees_both_classes_best() -> None:
         assert min(share, 1 - share) == pytest.approx(best)
         assert len(values) == 1
         assert float(target[index]) in {own, *values}
+        assert torch.equal(elsewhere[index, 0] == 1, mixed[index, 0] != float(target[index]))
         rows, columns = foreign.any(1).nonzero(), foreign.any(0).nonzero()
         box = foreign[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert box.all()
         assert 0.38 <= box.shape[0] / 40 <= 0.67
         assert 0.38 <= box.shape[1] / 60 <= 0.67
     again = mix_with_targets(pixels, predict, generator_of(0, 0))
-    assert torch.equal(mixed, again[0])
-    assert torch.equal(target, again[1])
+    for first, second in zip((mixed, target, elsewhere), again, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_an_image_stays_whole_where_the_classifier_sees_no_second_class() -> None:
@@ -264,8 +286,9 @@ def test_an_image_stays_whole_where_the_classifier_sees_no_second_class() -> Non
     def predict(images: Tensor) -> Tensor:
         return 20 * F.one_hot(torch.arange(len(images)) % 3, 3).float()  # sure of the image's own, whatever is pasted
 
-    mixed, target = mix_with_targets(pixels, predict, generator_of(0, 0))
+    mixed, target, elsewhere = mix_with_targets(pixels, predict, generator_of(0, 0))
     assert torch.equal(mixed, pixels)
+    assert not elsewhere.any()
     assert target.tolist() == [0, 1, 2, 0, 1]
 
 
@@ -276,9 +299,9 @@ def test_half_of_the_mixed_images_are_asked_about_the_piece() -> None:
     def predict(images: Tensor) -> Tensor:
         return F.one_hot(labels, 4).float()  # sees the others too
 
-    target = mix_with_targets(pixels, predict, generator_of(3, 1))[1]
+    target = mix_with_targets(pixels, predict, generator_of(3, 1)).target
     assert float((target == labels).float().mean()) == pytest.approx(0.5, abs=0.05)
-    assert not torch.equal(target, mix_with_targets(pixels, predict, generator_of(3, 2))[1])
+    assert not torch.equal(target, mix_with_targets(pixels, predict, generator_of(3, 2)).target)
 
 
 def test_a_bundle_for_any_class_answers_several_in_one_pass(vit: Explainee, tmp_path: Path) -> None:
