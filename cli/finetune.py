@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,10 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ..accel.bundle import class_index
-from ..accel.image import ImageSource, load_image, resize_image, source_name
+from ..accel.image import ImageSource
 from ..accel.results import Failure, ImageExplanation, ResultWriter
 from ..contracts import Uint8
-from ..errors import ImageError, ModelError, OutOfMemory
+from ..errors import ModelError, OutOfMemory
 from ..evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from ..methods.features import device_of
 from ..methods.ltx.checkpoint import load_checkpoint
@@ -32,6 +31,7 @@ from ..methods.ltx.finetune import FinetuneConfig, FineTuned, finetune
 from ..methods.ltx.model import LTXExplainer
 from ..methods.ltx.train import to_float
 from .evaluate import mean_colour
+from .loading import LoadedImage, chunks, loaded
 from .options import resolve_model
 from .progress import counting_progress
 
@@ -93,7 +93,9 @@ def explain_finetuned(
     try:
         with counting_progress() as progress:
             bar = progress.add_task("fine-tuning", total=len(files) * len(asked) * config.steps)
-            for chunk in _chunks(_loaded(files, explainer, max_pixels), max(1, batch_size // len(asked))):
+            for chunk in chunks(
+                loaded(files, explainer.explainee.image_spec, max_pixels), max(1, batch_size // len(asked))
+            ):
                 readable = [item for item in chunk if not isinstance(item, Failure)]
                 count = len(readable) * len(asked)
                 job = _Job(explainer, asked, record.config, config, gains, measured=not as_json)
@@ -118,24 +120,6 @@ def explain_finetuned(
     return 1 if failed else 0
 
 
-_Image = tuple[str, Uint8, Uint8]  # name, as loaded, as the model takes it
-
-
-def _loaded(files: Sequence[ImageSource], explainer: LTXExplainer, max_pixels: int) -> Iterator[_Image | Failure]:
-    for file in files:
-        try:
-            image = load_image(file, max_pixels=max_pixels)
-        except ImageError as error:
-            yield Failure(source_name(file), str(error))
-            continue
-        yield source_name(file), image, resize_image(image, explainer.explainee.image_spec)
-
-
-def _chunks(work: Iterator[_Image | Failure], size: int) -> Iterator[list[_Image | Failure]]:
-    while chunk := list(itertools.islice(work, size)):
-        yield chunk
-
-
 @dataclass(frozen=True)
 class _Job:
     """What is the same for every image."""
@@ -149,7 +133,7 @@ class _Job:
 
 
 def _tuned(
-    job: _Job, images: Sequence[_Image], on_step: Callable[[int], None]
+    job: _Job, images: Sequence[LoadedImage], on_step: Callable[[int], None]
 ) -> list[list[ImageExplanation | Failure]]:
     """The results of each image; one that breaks off alone does not stop the others."""
     if not images:
@@ -158,7 +142,7 @@ def _tuned(
         return [list(answers) for answers in _explain(job, images, on_step)]
     except ModelError as error:
         if len(images) == 1:
-            return [[Failure(images[0][0], f"{images[0][0]}: {error}")]]
+            return [[Failure(images[0].name, f"{images[0].name}: {error}")]]
         return [found for image in images for found in _tuned(job, [image], lambda step: None)]
     except RuntimeError as error:
         if "memory" not in str(error).lower():
@@ -167,9 +151,9 @@ def _tuned(
         raise OutOfMemory(f"fine-tuning {len(images)} images at once does not fit into memory; {advice}") from None
 
 
-def _explain(job: _Job, images: Sequence[_Image], on_step: Callable[[int], None]) -> list[list[ImageExplanation]]:
+def _explain(job: _Job, images: Sequence[LoadedImage], on_step: Callable[[int], None]) -> list[list[ImageExplanation]]:
     explainer, gains, each = job.explainer, job.gains, len(job.asked)
-    pixels = np.repeat(np.stack([item[2] for item in images]), each, axis=0)
+    pixels = np.repeat(np.stack([item.input for item in images]), each, axis=0)
     target = torch.tensor(list(job.asked) * len(images), device=device_of(explainer))
     began = time.perf_counter()
     found = finetune(explainer, to_float(pixels, explainer), job.losses, job.config, target=target, on_step=on_step)
@@ -191,7 +175,7 @@ def _explain(job: _Job, images: Sequence[_Image], on_step: Callable[[int], None]
 
 
 def _pair(
-    explainer: LTXExplainer, image: _Image, found: FineTuned, index: int, milliseconds: float, *, several: bool
+    explainer: LTXExplainer, image: LoadedImage, found: FineTuned, index: int, milliseconds: float, *, several: bool
 ) -> list[ImageExplanation]:
     """The pretrained and the tuned explanation of one image and class."""
     names, label = explainer.explainee.class_names, int(found.target[index])
@@ -199,8 +183,8 @@ def _pair(
     kinds = {"pretrained": (found.start, {"loss": float(found.start_score[index])}), "finetuned": (found.mask, tuned)}
     return [
         ImageExplanation(
-            source=image[0],
-            image=image[1],
+            source=image.name,
+            image=image.whole,
             probabilities=found.logits[index].softmax(0).cpu().numpy(),
             target=label,
             class_names=names,

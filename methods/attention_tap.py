@@ -104,11 +104,13 @@ class AttentionTap(TorchFunctionMode):
         biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
         # image by image, as the tokens lie in memory: of others PyTorch multiplies with copies of the weights
         parts = [
-            F.linear(tokens.transpose(0, 1), weight, bias).reshape(count, -1, num_heads, width // num_heads)
+            F.linear(tokens.transpose(0, 1), weight, bias)
+            .reshape(count, -1, num_heads, width // num_heads)
+            .transpose(1, 2)
             for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
         ]
         if attn_mask is not None and attn_mask.ndim == 3:
             attn_mask = attn_mask.reshape(count, num_heads, *attn_mask.shape[1:])
-        mixed = self._attend(*(part.transpose(1, 2) for part in parts), attn_mask)
+        mixed = self._attend(parts[0], parts[1], parts[2], attn_mask)
         mixed = mixed.transpose(1, 2).reshape(count, -1, width)
         return F.linear(mixed, out_proj_weight, out_proj_bias).transpose(0, 1), None

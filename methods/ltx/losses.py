@@ -72,7 +72,7 @@ def entropy_loss(mask: Tensor) -> Tensor:
 
 def elsewhere_loss(mask: Tensor, elsewhere: Tensor) -> Tensor:
     """Mean over each mask's pixels, (N,), of −log(1 − m) where `elsewhere` is 1: nothing is kept there."""
-    return -(elsewhere * (-mask.clamp_max(1 - 1e-6)).log1p()).flatten(1).mean(1)
+    return -(elsewhere * (-mask.float().clamp_max(1 - 1e-6)).log1p()).flatten(1).mean(1)  # half precision rounds to 1
 
 
 def total_loss(

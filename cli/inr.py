@@ -1,0 +1,217 @@
+"""``saccade explain --method inr``: masks that are optimised for each image, in PyTorch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..accel.bundle import class_index
+from ..accel.image import ImageSource
+from ..accel.results import Failure, ImageExplanation, ResultWriter
+from ..methods.explainee import Explainee, load_explainee
+from ..methods.features import device_of
+from ..methods.inr.config import INRConfig
+from ..methods.inr.fit import Fitted, fit_masks
+from ..methods.inr.several import SeveralConfig, SeveralMasks, several_masks
+from .loading import LoadedImage, chunks, loaded
+from .options import resolve_model
+from .progress import counting_progress
+
+__all__ = ["INRJob", "explain_by_optimisation"]
+
+
+@dataclass(frozen=True)
+class INRJob:
+    """What is asked of every image.
+
+    Attributes:
+        spec: of the classifier.
+        weights: its weights.
+        targets: class names or indices; empty for the predicted class.
+        config: of the optimisation.
+        several: masks that do not overlap, in place of one mask per area; None for those.
+    """
+
+    spec: str
+    weights: str
+    targets: tuple[str, ...]
+    config: INRConfig
+    several: SeveralConfig | None = None
+
+
+def explain_by_optimisation(
+    files: Sequence[ImageSource],
+    job: INRJob,
+    out: Path | None,
+    formats: tuple[str, ...],
+    batch_size: int,
+    max_pixels: int,
+    as_json: bool,
+) -> int:
+    """Explain images by masks of given areas, or by several masks that do not overlap.
+
+    Args:
+        files: the images.
+        job: classifier and settings.
+        out: folder for the results; None for the default, or none with JSON.
+        formats: see `ResultWriter`.
+        batch_size: images that are optimised together.
+        max_pixels: an image with more is refused.
+        as_json: print records instead of a table.
+
+    Returns:
+        The exit code: 1 if an image could not be read.
+    """
+    explainee = load_explainee(resolve_model(job.spec), job.weights)
+    explainee.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    asked = [class_index(target, explainee.class_names) for target in job.targets] or [-1]
+    folder = out or (None if as_json else Path("explanations"))
+    writer = ResultWriter(folder, formats) if folder else None
+    rounds = job.several.most if job.several else 1
+    failed, shown = 0, []
+    try:
+        with counting_progress() as progress:
+            bar = progress.add_task("optimising", total=len(files) * len(asked) * rounds * job.config.steps)
+            work = loaded(files, explainee.image_spec, max_pixels)
+            for done, chunk in enumerate(chunks(work, max(1, batch_size // len(asked)))):
+                readable = [item for item in chunk if not isinstance(item, Failure)]
+                whole = len(chunk) * len(asked) * rounds * job.config.steps
+                start = done * max(1, batch_size // len(asked)) * len(asked) * rounds * job.config.steps
+
+                def advance(share: float, start: int = start, whole: int = whole) -> None:
+                    progress.update(bar, completed=start + share * whole)
+
+                answers = _explain(explainee, job, asked, readable, advance) if readable else []
+                advance(1.0)
+                for item in chunk:
+                    results: Sequence[ImageExplanation | Failure] = (
+                        [item] if isinstance(item, Failure) else answers.pop(0)
+                    )
+                    for result in results:
+                        failed += isinstance(result, Failure)
+                        line = writer.write(result) if writer else result.record()
+                        if as_json:
+                            click.echo(json.dumps(line, ensure_ascii=False))
+                        elif isinstance(result, Failure):
+                            progress.console.print(
+                                f"[red]skipped[/red] {result.reason}", highlight=False, soft_wrap=True
+                            )
+                        else:
+                            shown.append(result)
+    except BaseException:
+        if writer:
+            writer.discard()
+        raise
+    if writer:
+        writer.close()
+    if not as_json:
+        _print(shown, folder)
+    return 1 if failed else 0
+
+
+def _explain(
+    explainee: Explainee, job: INRJob, asked: Sequence[int], images: Sequence[LoadedImage], advance: object
+) -> list[list[ImageExplanation]]:
+    """Each image's explanations: for every class one for each area, or for each of several masks."""
+    assert callable(advance), "told the share that is done"
+    device, each = device_of(explainee.model), len(asked)
+    pixels = np.repeat(np.stack([item.input for item in images]), each, axis=0)
+    values = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+    target = torch.tensor(list(asked) * len(images), device=device)
+    began = time.perf_counter()
+    found: Fitted | SeveralMasks
+    steps = job.config.steps
+    if job.several is None:
+        found = fit_masks(
+            explainee, values, job.config, target=target, on_step=lambda step, left: advance(step / steps)
+        )
+        masks = found.render(*explainee.image_spec.size)
+        names = [f"{area:.3g}" for area in job.config.areas]
+        numbers = [
+            [{"area": area, "kept_probability": kept} for area, kept in zip(job.config.areas, row, strict=True)]
+            for row in found.kept.tolist()
+        ]
+    else:
+        most = job.several.most
+        found = several_masks(
+            explainee,
+            values,
+            job.several,
+            job.config,
+            target=target,
+            on_step=lambda mask, step: advance((mask + step / steps) / most),
+        )
+        masks = found.masks
+        names = [f"mask {place + 1}" for place in range(most)]
+        numbers = [
+            [{"retention": retention, "union_retention": union} for retention in row]
+            for row, union in zip(found.retention.tolist(), found.union.tolist(), strict=True)
+        ]
+    milliseconds = (time.perf_counter() - began) * 1e3 / len(pixels)
+    probabilities = found.logits.softmax(1).cpu().numpy()
+    shapes = masks.cpu().numpy()
+    answers = []
+    for index, image in enumerate(images):
+        one = []
+        for row in range(index * each, (index + 1) * each):
+            label = int(found.target[row])
+            for place, name in enumerate(names):
+                if job.several is not None and not shapes[row, place].any():
+                    continue
+                one.append(
+                    ImageExplanation(
+                        source=image.name,
+                        image=image.whole,
+                        probabilities=probabilities[row],
+                        target=label,
+                        class_names=explainee.class_names,
+                        mask=shapes[row, place],
+                        spec=explainee.image_spec,
+                        class_specific=True,
+                        milliseconds=milliseconds,
+                        diagnostics=numbers[row][place],
+                        variant=f"{explainee.class_names[label]}.{name}" if each > 1 else name,
+                    )
+                )
+        answers.append(one)
+    return answers
+
+
+def _print(shown: Sequence[ImageExplanation], folder: Path | None) -> None:
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("mask")
+    for heading in ("probability", "kept", "area", "s"):
+        table.add_column(heading, justify="right")
+    for result in shown[:20]:
+        kept = result.diagnostics.get("kept_probability")
+        if kept is None:
+            kept = result.diagnostics["retention"] * result.probability
+        table.add_row(
+            result.source,
+            result.class_name,
+            result.variant,
+            f"{result.probability:.1%}",
+            f"{kept:.1%}",
+            f"{result.mask.mean():.1%}",
+            f"{(result.milliseconds or 0) / 1e3:.1f}",
+        )
+    console.print(table)
+    if len(shown) > 20:
+        console.print(f"… and {len(shown) - 20} more", style="dim")
+    console.print(
+        "kept: the class's probability where only the mask is shown"
+        + (f"; results in [bold]{folder}[/bold]" if folder else ""),
+        highlight=False,
+    )

@@ -1,0 +1,1 @@
+"""Masks as implicit neural representations: functions of the place and of the mask's area."""

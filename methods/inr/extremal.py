@@ -1,0 +1,141 @@
+"""Extremal perturbations (Fong, Patrick & Vedaldi 2019): the lattice masks that coordinate networks are held against.
+
+As in the authors' own TorchRay: a lattice of values whose smooth maximum is the mask, a growing weight of the area
+term, plain gradient descent with momentum; here for many images and areas at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import UsageError
+from ..explainee import Explainee, guest
+from ..features import device_of
+from ..perturb import Baseline, make_baseline, perturb
+from .config import checked_areas
+from .objective import area_loss, sorted_reference
+
+__all__ = ["ExtremalConfig", "SmoothMaximum", "extremal_masks"]
+
+_CELLS = 32  # of the lattice, along each side: 224 pixels in steps of 7
+_SMOOTHING = 3  # lattice steps in the kernel's standard deviation: 21 pixels of 224
+_REACH = 6  # lattice steps to each side that the maximum looks at: two standard deviations
+_COLDNESS = 20.0
+_AREA_WEIGHT, _GROWTH = 300.0, 1.0035
+_MOMENTUM = 0.9  # and dampening
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtremalConfig:
+    """How lattice masks are found.
+
+    Attributes:
+        areas: fractions of the image, in (0, 1).
+        baseline: what replaces a removed pixel.
+        steps: updates; 800 as published.
+        learning_rate: of gradient descent.
+    """
+
+    areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
+    baseline: Baseline = "blur"
+    steps: int = 800
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        checked_areas(self.areas)
+        if self.steps < 1 or not 0 < self.learning_rate < math.inf:
+            raise UsageError("steps are at least 1, and the learning rate is positive and finite")
+
+
+class SmoothMaximum:
+    """From a lattice of values in [0, 1] to a mask whose edges are as soft as the kernel.
+
+    Each pixel takes the smooth maximum Σ w e^{cw} / Σ e^{cw} of what the cells around it say, w = k(d) v, with
+    k(d) = exp(−2 max(0, d/σ − ½)²) of the distance d. Past its edge the lattice goes on as at the edge: without that,
+    fewer cells meet there, and the first masks of a given area are frames of the image.
+
+    Args:
+        size: (height, width) of the mask; divisible by 32.
+        device: where masks are made.
+    """
+
+    def __init__(self, size: tuple[int, int], device: torch.device) -> None:
+        if any(side % _CELLS for side in size):
+            raise UsageError(f"extremal perturbations take images whose sides {size} are divisible by {_CELLS}")
+        self.step = (size[0] // _CELLS, size[1] // _CELLS)
+        near = torch.arange(-_REACH, _REACH + 1, dtype=torch.float32)
+        squares = []
+        for step in self.step:
+            within = (torch.arange(step) + 0.5) / step - 0.5  # of a pixel's centre from its cell's, in cells
+            squares.append((near[None] - within[:, None]).square())  # (offsets, neighbours)
+        distance = (squares[0][:, None, :, None] + squares[1][None, :, None, :]).sqrt() / _SMOOTHING
+        kernel = torch.exp(-2 * (distance - 0.5).clamp_min(0).square())
+        self.kernel = kernel.flatten(2).flatten(0, 1).to(device)  # (offsets, neighbours)
+
+    def __call__(self, lattice: Tensor) -> Tensor:
+        """(M, 32, 32) to masks (M, H, W)."""
+        around = F.unfold(
+            F.pad(lattice[:, None], [_REACH] * 4, mode="replicate"), 2 * _REACH + 1
+        )  # (M, neighbours, cells)
+        weighted = self.kernel[None, :, :, None] * around[:, None]
+        pooled = (weighted * (_COLDNESS * weighted).softmax(2)).sum(2)
+        rows = pooled.reshape(-1, *self.step, _CELLS, _CELLS).permute(0, 3, 1, 4, 2)
+        return rows.reshape(-1, _CELLS * self.step[0], _CELLS * self.step[1]).clamp(0, 1)
+
+
+def extremal_masks(
+    explainee: Explainee,
+    pixels: Tensor,
+    config: ExtremalConfig,
+    *,
+    target: Tensor | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Tensor:
+    """The masks of the images, (N, A, H, W) in [0, 1]; preservation of the class's logit, all areas at once.
+
+    Args:
+        explainee: the classifier; left as found.
+        pixels: (N, 3, H, W) in [0, 1].
+        config: settings.
+        target: int64 (N,), negative for the predicted class.
+        on_step: told the number of updates done.
+    """
+    device = device_of(explainee.model)
+    pixels = pixels.to(device)
+    size = (int(pixels.shape[2]), int(pixels.shape[3]))
+    enlarge = SmoothMaximum(size, device)
+    baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean).expand_as(pixels)
+    areas = torch.tensor(config.areas, device=device)
+    reference = sorted_reference(areas, size[0] * size[1])
+    count = len(pixels)
+    lattice = torch.ones(count, len(areas), _CELLS, _CELLS, device=device, requires_grad=True)
+    speed = torch.zeros_like(lattice)
+    with guest(explainee.model):
+        with torch.no_grad():
+            predicted = explainee.model(explainee.normalise(pixels)).argmax(1)
+        chosen = predicted if target is None else torch.where(target.to(device) < 0, predicted, target.to(device))
+        weight = _AREA_WEIGHT
+        for step in range(config.steps):
+            for index in range(count):  # image by image: what the maximum looks at fills the memory
+                masks = enlarge(lattice[index])
+                shown = perturb(pixels[index], masks[:, None], baseline[index])
+                if step % 2:
+                    shown = shown.flip(3)
+                score = explainee.model(explainee.normalise(shown))[:, int(chosen[index])]
+                loss = weight * area_loss(masks.flatten(1)[None], reference).sum() - score.sum()
+                loss.backward()
+            assert lattice.grad is not None, "the loss depends on the lattice"
+            with torch.no_grad():
+                speed.mul_(_MOMENTUM).add_(lattice.grad, alpha=1 - _MOMENTUM)
+                lattice.sub_(config.learning_rate * speed).clamp_(0, 1)
+            lattice.grad = None
+            weight *= _GROWTH
+            on_step(step + 1)
+    with torch.no_grad():
+        return torch.stack([enlarge(one) for one in lattice])

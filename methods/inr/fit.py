@@ -1,0 +1,237 @@
+"""Masks that are found for each image by optimisation, all areas and all images of a batch together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import ModelError
+from ..explainee import Explainee, guest
+from ..features import device_of
+from ..perturb import make_baseline, perturb
+from ..upsample import BilinearUpsample
+from .area import masks_of_area
+from .config import INRConfig
+from .network import CoordinateNetworks, grid_of_points
+from .objective import area_loss, evidence_loss, sorted_reference
+
+__all__ = ["Fitted", "fit_masks"]
+
+_GAIN = 1e-3  # of the objective, that counts as better
+_MEMORY = 0.9  # of the running mean of an objective
+_AT_ONCE = 64  # images that go through the classifier together
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The masks of a batch, as functions.
+
+    Attributes:
+        networks: one for each image.
+        areas: (A,), those optimised for; others lie in between.
+        target: the classes explained, int64 (N,).
+        logits: of the images themselves, (N, K).
+        kept: probability of the class where only what a mask keeps is shown, (N, A).
+        steps: updates of each image, int64 (N,).
+        forwards: of the classifier, images over all, for each image: (N,).
+        free: where masks may lie, (N, 1, H, W); None for everywhere.
+    """
+
+    networks: CoordinateNetworks
+    areas: Tensor
+    target: Tensor
+    logits: Tensor
+    kept: Tensor
+    steps: Tensor
+    forwards: Tensor
+    free: Tensor | None
+
+    @torch.no_grad()
+    def render(self, height: int, width: int, areas: Tensor | None = None) -> Tensor:
+        """The masks at any size and of any areas, (N, A, height, width) in [0, 1]."""
+        asked = self.areas if areas is None else areas
+        points = grid_of_points(height, width, device=self.areas.device)
+        free = None if self.free is None else F.interpolate(self.free, (height, width), mode="area").flatten(2)
+        return masks_of_area(self.networks(points, asked), asked, free).reshape(-1, len(asked), height, width)
+
+
+def fit_masks(
+    explainee: Explainee,
+    pixels: Tensor,
+    config: INRConfig,
+    *,
+    target: Tensor | None = None,
+    free: Tensor | None = None,
+    on_step: Callable[[int, int], None] = lambda step, left: None,
+) -> Fitted:
+    """Optimise a mask of each area for each image (Byra & Skibbe 2025, after Fong et al. 2019).
+
+    The published area penalty remains as what makes masks binary; that a mask has its area is no longer asked for but
+    built in, see `masks_of_area`.
+
+    Args:
+        explainee: the classifier; left as found.
+        pixels: (N, 3, H, W) in [0, 1].
+        config: settings.
+        target: the class to explain of each image, int64 (N,), negative for the predicted one; None for the predicted
+            ones.
+        free: where a mask may lie, (N, 1, H, W) of zeros and ones; None for everywhere. Areas are of the whole image.
+        on_step: told the number of updates done and the number of images that are not finished.
+
+    Raises:
+        ModelError: the optimisation of an image diverges.
+    """
+    with guest(explainee.model):
+        return _Run(explainee, pixels, config, target, free).go(on_step)
+
+
+class _Run:
+    """One batch on its way; images that are finished leave it."""
+
+    def __init__(
+        self, explainee: Explainee, pixels: Tensor, config: INRConfig, target: Tensor | None, free: Tensor | None
+    ) -> None:
+        self.explainee, self.config = explainee, config
+        device = device_of(explainee.model)
+        self.pixels = pixels.to(device)
+        self.baseline = make_baseline(self.pixels, config.baseline, explainee.image_spec.mean).expand_as(self.pixels)
+        self.size = (int(pixels.shape[2]), int(pixels.shape[3]))
+        self.grid = config.grid_of(self.size)
+        self.points = grid_of_points(*self.grid, device=device)
+        self.enlarge = BilinearUpsample(self.grid, self.size).to(device)
+        self.areas = torch.tensor(config.areas, device=device)
+        self.reference = sorted_reference(self.areas, math.prod(self.grid))
+        self.whole = None if free is None else free.to(device)
+        self.free = None if free is None else F.adaptive_avg_pool2d(free.to(device), self.grid).flatten(2)
+        with torch.no_grad():
+            self.logits = explainee.model(explainee.normalise(self.pixels))
+        predicted = self.logits.argmax(1)
+        self.target = predicted if target is None else torch.where(target.to(device) < 0, predicted, target.to(device))
+        self.networks = CoordinateNetworks(len(pixels), config).to(device)
+        self.done = CoordinateNetworks(len(pixels), config).to(device)
+        self.left = torch.arange(len(pixels), device=device)  # which images the networks belong to
+        self.steps = torch.zeros(len(pixels), dtype=torch.int64, device=device)
+
+    def go(self, on_step: Callable[[int, int], None]) -> Fitted:
+        config = self.config
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(self.networks.parameters(), lr=config.learning_rate)
+        smooth = best = torch.full((len(self.pixels),), math.inf, device=self.areas.device)
+        since = torch.zeros_like(self.steps)
+        for step in range(config.steps):
+            risen = min(1.0, (step + 1) / max(1.0, config.warmup * config.steps))
+            fallen = max(0.0, (step / config.steps - config.warmup) / (1 - config.warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * risen * (1 + math.cos(math.pi * fallen)) / 2
+            value = self._update(optimizer, config.area_weight * risen * 2**fallen, step)
+            self.steps[self.left] = step + 1
+            kept = _MEMORY * smooth + (1 - _MEMORY) * value
+            smooth = torch.where(torch.isfinite(smooth), kept, value)
+            better = smooth < best - _GAIN
+            best = torch.where(better, smooth, best)
+            since = torch.where(better | (risen < 1), 0, since + 1)
+            going = (since < config.patience) if config.patience else torch.ones_like(since, dtype=torch.bool)
+            on_step(step + 1, int(going.sum()) if step + 1 < config.steps else 0)
+            if not bool(going.all()):
+                self._finish(~going)
+                index = going.nonzero().flatten()
+                if not len(index):
+                    break
+                optimizer = self._keep(index, optimizer)
+                smooth, best, since = smooth[index], best[index], since[index]
+        else:
+            self._finish(torch.ones(len(self.left), dtype=torch.bool, device=self.left.device))
+        self.done.requires_grad_(False)
+        return Fitted(self.done, self.areas, self.target, self.logits, *self._result(), self.whole)
+
+    def _update(self, optimizer: torch.optim.Optimizer, weight: float, step: int) -> Tensor:
+        """One update; the objective of each image, with the area's weight as configured."""
+        free = None if self.free is None else self.free[self.left]
+        masks = masks_of_area(self.networks(self.points, self.areas), self.areas, free)
+        leaf = masks.detach().requires_grad_(True)
+        evidence = self._evidence(leaf)
+        area = area_loss(masks, self.reference)
+        optimizer.zero_grad(set_to_none=True)
+        assert leaf.grad is not None, "the evidence depends on the masks"
+        total = (masks * leaf.grad).sum() + weight * area.mean(1).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        value = evidence.mean(1) + self.config.area_weight * area.detach().mean(1)
+        broken = (~torch.isfinite(value)).nonzero().flatten()
+        if len(broken):
+            raise ModelError(
+                f"the mask of image {int(self.left[broken[0]])} of the batch diverges at step {step + 1}; "
+                "lower --learning-rate, or check the image and the model's weights"
+            )
+        optimizer.step()
+        return value
+
+    def _evidence(self, leaf: Tensor) -> Tensor:
+        """The evidence loss (N, A), its gradient left in `leaf`: so many images at once as fit, since nothing but the
+        masks takes gradients.
+        """
+        areas = len(self.areas)
+        found = []
+        for start in range(0, len(self.left) * areas, _AT_ONCE):
+            flat = torch.arange(start, min(start + _AT_ONCE, len(self.left) * areas), device=self.left.device)
+            image = self.left[flat // areas]
+            mask = self.enlarge(leaf.flatten(0, 1)[flat].reshape(-1, 1, *self.grid))
+            kept, removed = self._answers(mask, image)
+            loss = evidence_loss(kept, removed, self.target[image], self.config.objective)
+            (loss.sum() / areas).backward()  # type: ignore[no-untyped-call]
+            found.append(loss.detach())
+        return torch.cat(found).reshape(-1, areas)
+
+    def _answers(self, mask: Tensor, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The classifier's logits of what masks (M, 1, H, W) keep of the images and of what they leave."""
+        pixels, baseline = self.pixels[image], self.baseline[image]
+        shown = []
+        if self.config.objective != "delete":
+            shown.append(perturb(pixels, mask, baseline))
+        if self.config.objective != "preserve":
+            shown.append(perturb(pixels, 1 - mask, baseline))
+        parts = self.explainee.model(self.explainee.normalise(torch.cat(shown))).split(len(image))
+        return (
+            parts[0] if self.config.objective != "delete" else None,
+            parts[-1] if self.config.objective != "preserve" else None,
+        )
+
+    @torch.no_grad()
+    def _finish(self, which: Tensor) -> None:
+        """The networks of some of the images that are left are as good as they get."""
+        for ready, value in zip(self.done.parameters(), self.networks.parameters(), strict=True):
+            ready[self.left[which]] = value[which]
+
+    @torch.no_grad()
+    def _keep(self, index: Tensor, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Go on with some of the images that are left."""
+        networks = CoordinateNetworks(len(index), self.config).to(index.device)
+        for new, old in zip(networks.parameters(), self.networks.parameters(), strict=True):
+            new.copy_(old[index])
+        follower = torch.optim.Adam(networks.parameters(), lr=self.config.learning_rate)
+        for new, old in zip(networks.parameters(), self.networks.parameters(), strict=True):
+            state = optimizer.state[old]
+            follower.state[new] = {
+                name: value[index] if value.shape == old.shape else value for name, value in state.items()
+            }
+        self.networks, self.left = networks, self.left[index]
+        return follower
+
+    @torch.no_grad()
+    def _result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Kept probabilities (N, A), steps (N,) and forwards (N,)."""
+        points = grid_of_points(*self.size, device=self.areas.device)
+        free = None if self.whole is None else self.whole.flatten(2)
+        masks = masks_of_area(self.done(points, self.areas), self.areas, free)
+        kept = []
+        for place in range(len(self.areas)):
+            mask = masks[:, place].reshape(-1, 1, *self.size)
+            shown = perturb(self.pixels, mask, self.baseline)
+            logits = self.explainee.model(self.explainee.normalise(shown))
+            kept.append(logits.softmax(1).gather(1, self.target[:, None])[:, 0])
+        views = 2 if self.config.objective == "dual" else 1
+        forwards = 1 + len(self.areas) * (views * self.steps + 1)
+        return torch.stack(kept, 1), self.steps, forwards

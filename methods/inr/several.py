@@ -1,0 +1,131 @@
+"""Several masks of one image that do not overlap: what else the classifier would have seen it by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...errors import UsageError
+from ..explainee import Explainee, guest
+from ..features import device_of
+from ..perturb import make_baseline, perturb
+from .config import INRConfig
+from .fit import fit_masks
+
+__all__ = ["SeveralConfig", "SeveralMasks", "several_masks"]
+
+_KEPT = 0.5  # of a mask's value, from where a pixel belongs to it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralConfig:
+    """How many masks, and when to stop.
+
+    Attributes:
+        most: masks of an image at most.
+        area: of each.
+        least: share of the class's own probability that a mask must hold on to; a mask that does not is left out, and
+            the image has no more.
+    """
+
+    most: int = 3
+    area: float = 0.1
+    least: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.most < 1 or not 0 < self.area < 1 or not 0 <= self.least <= 1:
+            raise UsageError("at least one mask, of an area inside (0, 1), that keeps a share in [0, 1]")
+        if self.most * self.area >= 1:
+            raise UsageError(
+                f"{self.most} masks of {self.area:.0%} of the image each do not fit side by side; ask for fewer, or "
+                "for smaller ones"
+            )
+
+
+@dataclass(frozen=True)
+class SeveralMasks:
+    """Masks without a common pixel.
+
+    Attributes:
+        masks: (N, J, H, W) of zeros and ones, strongest evidence first; all zeros where an image has fewer.
+        found: how many each image has, int64 (N,).
+        retention: probability of the class where only the mask is shown, over that of the whole image, (N, J).
+        union: the same for all masks of an image together, (N,).
+        target: int64 (N,).
+        logits: of the images, (N, K).
+    """
+
+    masks: Tensor
+    found: Tensor
+    retention: Tensor
+    union: Tensor
+    target: Tensor
+    logits: Tensor
+
+
+def several_masks(
+    explainee: Explainee,
+    pixels: Tensor,
+    several: SeveralConfig,
+    config: INRConfig,
+    *,
+    target: Tensor | None = None,
+    on_step: Callable[[int, int], None] = lambda mask, step: None,
+) -> SeveralMasks:
+    """Find a mask, take its pixels away, find the next one in what is left, until the evidence is exhausted.
+
+    Args:
+        explainee: the classifier; left as found.
+        pixels: (N, 3, H, W) in [0, 1].
+        several: number, area and when to stop.
+        config: of each optimisation; its areas are not used.
+        target: int64 (N,), negative for the predicted class.
+        on_step: told the mask, from 0, and its number of updates.
+    """
+    device = device_of(explainee.model)
+    pixels = pixels.to(device)
+    count, _, height, width = pixels.shape
+    one = replace(config, areas=(several.area,))
+    masks = torch.zeros(count, several.most, height, width, device=device)
+    retention = torch.zeros(count, several.most, device=device)
+    free = torch.ones(count, 1, height, width, device=device)
+    baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean).expand_as(pixels)
+    left = torch.arange(count, device=device)
+    with guest(explainee.model), torch.no_grad():
+        logits = explainee.model(explainee.normalise(pixels))
+    predicted = logits.argmax(1)
+    chosen = predicted if target is None else torch.where(target.to(device) < 0, predicted, target.to(device))
+    whole = logits.softmax(1).gather(1, chosen[:, None])[:, 0]
+
+    @torch.no_grad()
+    def kept(which: Tensor, mask: Tensor) -> Tensor:
+        shown = perturb(pixels[which], mask, baseline[which])
+        with guest(explainee.model):
+            answers = explainee.model(explainee.normalise(shown)).softmax(1)
+        held: Tensor = answers.gather(1, chosen[which, None])[:, 0] / whole[which]
+        return held
+
+    for place in range(several.most):
+        fitted = fit_masks(
+            explainee,
+            pixels[left],
+            one,
+            target=chosen[left],
+            free=free[left],
+            on_step=lambda step, _, place=place: on_step(place, step),  # type: ignore[misc]
+        )
+        mask = (fitted.render(height, width) > _KEPT).float() * free[left]
+        held = kept(left, mask)
+        enough = held >= several.least
+        left = left[enough]
+        if not len(left):
+            break
+        masks[left, place] = mask[enough, 0]
+        retention[left, place] = held[enough]
+        free[left] = free[left] * (1 - mask[enough])
+    found = (masks.flatten(2).amax(2) > 0).sum(1)
+    union = kept(torch.arange(count, device=device), masks.amax(1, keepdim=True))
+    return SeveralMasks(masks, found, retention, union, chosen, logits)

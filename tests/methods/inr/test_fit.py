@@ -1,0 +1,204 @@
+"""Masks of a classifier whose evidence is known: two squares, either of which would do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saccade.contracts import ImageSpec
+from saccade.errors import ModelError, UsageError
+from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.inr.config import INRConfig
+from saccade.methods.inr.extremal import ExtremalConfig, SmoothMaximum, extremal_masks
+from saccade.methods.inr.fit import fit_masks
+from saccade.methods.inr.network import CoordinateNetworks, grid_of_points
+from saccade.methods.inr.several import SeveralConfig, several_masks
+
+SIZE = 32
+SPEC = ImageSpec(size=(SIZE, SIZE), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+STRONG, WEAK = (slice(2, 12), slice(11, 21)), (slice(20, 30), slice(11, 21))  # the same when flipped
+QUICK: dict[str, Any] = {"steps": 120, "width": 32, "layers": 2, "features": 16, "baseline": "mean", "patience": 0}
+
+
+class Squares(nn.Module):
+    """The first class where either of two squares is bright, the strong one more so; else the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor([12.0, 6.0]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        grey = images.mean(1)
+        seen = torch.stack([grey[:, *STRONG].mean((1, 2)), grey[:, *WEAK].mean((1, 2))], 1)
+        evidence = (self.gain * seen).logsumexp(1) - 2
+        return torch.stack([evidence, torch.zeros_like(evidence), -evidence], 1)
+
+
+@pytest.fixture(scope="module")
+def squares() -> Explainee:
+    model = Squares()
+    return Explainee(model, SPEC, ("squares", "none", "never"), "python:a:b", "random", fingerprint(model))
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    images = torch.full((3, 3, SIZE, SIZE), 0.5)
+    images += 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    for index, (strong, weak) in enumerate([(True, True), (True, False), (False, True)]):
+        if strong:
+            images[index, :, *STRONG] = 0.95
+        if weak:
+            images[index, :, *WEAK] = 0.95
+    return images.clamp(0, 1)
+
+
+def inside(mask: Tensor, square: tuple[slice, slice]) -> float:
+    return float(mask[square].sum() / mask.sum())
+
+
+def test_networks_compute_what_their_formula_says() -> None:
+    config = INRConfig(width=5, layers=2, features=3)
+    networks = CoordinateNetworks(2, config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in networks.parameters():
+            value.normal_(0, 0.5, generator=generator)
+        points, areas = grid_of_points(3, 4), torch.tensor([0.05, 0.4])
+        found = networks(points, areas)
+    assert found.shape == (2, 2, 12)
+    networks.requires_grad_(False)
+    for image in range(2):
+        for place, area in enumerate(areas.tolist()):
+            for spot in range(12):
+                row, column = divmod(spot, 4)
+                x, y = (2 * column + 1) / 4 - 1, (2 * row + 1) / 3 - 1
+                assert points[spot].tolist() == pytest.approx([x, y])
+                angles = [2 * math.pi * (float(b[0]) * x + float(b[1]) * y) for b in networks.frequencies.tolist()]
+                values = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
+                code = (math.log(area / (1 - area)) + 2) / 1.5
+                hidden = values @ networks.weights[0][image] + networks.biases[0][image, 0]
+                hidden = F.silu(hidden + code * networks.of_area[image, 0])
+                hidden = F.silu(hidden @ networks.weights[1][image] + networks.biases[1][image, 0])
+                expected = hidden @ networks.last[image, :, 0] + networks.offset[image, 0, 0]
+                expected = float(expected) + math.log(area / (1 - area))
+                assert float(found[image, place, spot]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["preserve", "delete", "dual"])
+def test_a_mask_lies_on_the_evidence_and_has_its_area(squares: Explainee, pixels: Tensor, objective: str) -> None:
+    config = INRConfig(areas=(0.05, 0.1), objective=objective, **QUICK | {"steps": 200})  # type: ignore[arg-type]
+    fitted = fit_masks(squares, pixels, config)
+    masks = fitted.render(SIZE, SIZE)
+    assert masks.shape == (3, 2, SIZE, SIZE)
+    for place, area in enumerate(config.areas):
+        assert masks[:, place].mean((1, 2)).tolist() == pytest.approx([area] * 3, abs=1e-3)
+    assert inside(masks[1, 1], STRONG) > 0.6
+    assert inside(masks[2, 1], WEAK) > 0.6
+    grey = ((masks > 0.1) & (masks < 0.9)).float().mean()
+    assert float(grey) < 0.1
+    nested = (masks[:, 0] <= masks[:, 1] + 0.05).float().mean()
+    assert float(nested) > 0.99
+
+
+def test_an_image_gets_alone_what_it_gets_in_a_batch(squares: Explainee, pixels: Tensor) -> None:
+    config = INRConfig(areas=(0.1, 0.2), **QUICK | {"steps": 150, "patience": 6})
+    together = fit_masks(squares, pixels, config)
+    for index in range(3):
+        alone = fit_masks(squares, pixels[index : index + 1], config)
+        assert int(alone.steps[0]) == int(together.steps[index])
+        difference = alone.render(SIZE, SIZE)[0] - together.render(SIZE, SIZE)[index]
+        assert float(difference.abs().max()) <= 1e-3
+    assert len(set(together.steps.tolist())) > 1  # so some had gone on without the others
+
+
+def test_rendered_finer_and_averaged_a_mask_is_the_same(squares: Explainee, pixels: Tensor) -> None:
+    fitted = fit_masks(squares, pixels, INRConfig(areas=(0.1, 0.3), **QUICK))
+    plain = fitted.render(48, 48)
+    for times in (2, 4):
+        finer = F.avg_pool2d(fitted.render(48 * times, 48 * times).flatten(0, 1)[:, None], times)
+        assert float((finer.reshape(plain.shape) - plain).abs().mean()) <= 2e-2
+
+
+def test_the_class_that_is_asked_for_is_explained_and_what_was_kept_is_said(squares: Explainee, pixels: Tensor) -> None:
+    config = INRConfig(areas=(0.1,), **QUICK)
+    fitted = fit_masks(squares, pixels, config, target=torch.tensor([1, -1, 0]))
+    assert fitted.target.tolist() == [1, 0, 0]
+    masks = fitted.render(SIZE, SIZE)
+    shown = masks * pixels + (1 - masks) * 0.5
+    expected = squares.model(squares.normalise(shown)).softmax(1).detach()
+    assert fitted.kept[:, 0].tolist() == pytest.approx(
+        [float(row[t]) for row, t in zip(expected, [1, 0, 0], strict=True)], abs=1e-4
+    )
+    assert fitted.forwards.tolist() == [2 + 120] * 3
+
+
+def test_the_classifier_is_left_as_found(squares: Explainee, pixels: Tensor) -> None:
+    model = squares.model
+    model.train()
+    fit_masks(squares, pixels[:1], INRConfig(areas=(0.1,), **QUICK | {"steps": 2}))
+    assert model.training
+    assert all(value.requires_grad and value.grad is None for value in model.parameters())
+    model.eval()
+
+
+def test_an_optimisation_that_diverges_is_said_with_what_to_change(pixels: Tensor) -> None:
+    model = Squares()
+    with torch.no_grad():
+        model.gain.fill_(math.nan)
+    broken = Explainee(model, SPEC, ("a", "b", "c"), "python:a:b", "random", fingerprint(model))
+    with pytest.raises(ModelError, match=r"image 0 .* diverges at step 1; lower --learning-rate"):
+        fit_masks(broken, pixels, INRConfig(areas=(0.1,), **QUICK))
+
+
+def test_several_masks_do_not_overlap_and_stop_where_the_evidence_ends(squares: Explainee, pixels: Tensor) -> None:
+    found = several_masks(
+        squares, pixels, SeveralConfig(most=3, area=0.1, least=0.5), INRConfig(**QUICK), target=torch.tensor([0, 0, 0])
+    )
+    assert found.masks.unique().tolist() == [0, 1]
+    assert float(found.masks.sum(1).max()) == 1  # no pixel twice
+    assert found.found.tolist()[0] >= 2
+    assert inside(found.masks[0, 0], STRONG) > 0.6
+    assert inside(found.masks[0, 1], WEAK) + inside(found.masks[0, 1], STRONG) > 0.5
+    for image in range(3):
+        for place in range(3):
+            if place >= int(found.found[image]):
+                assert float(found.masks[image, place].sum()) == 0 == float(found.retention[image, place])
+            else:
+                assert float(found.retention[image, place]) >= 0.5
+                assert float(found.masks[image, place].mean()) == pytest.approx(0.1, abs=0.03)
+
+
+def test_more_masks_than_fit_are_refused() -> None:
+    with pytest.raises(UsageError, match="do not fit side by side"):
+        SeveralConfig(most=5, area=0.2)
+
+
+def test_a_lattice_s_smooth_maximum_is_its_formula() -> None:
+    lattice = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = SmoothMaximum((64, 96), torch.device("cpu"))(lattice)
+    assert found.shape == (2, 64, 96)
+    for row, column in [(0, 0), (31, 40), (63, 95), (20, 1)]:
+        values = []
+        home_row, home_column = row // 2, column // 3
+        for i in range(home_row - 6, home_row + 7):
+            for j in range(home_column - 6, home_column + 7):
+                distance = math.hypot(i + 0.5 - (row + 0.5) / 2, j + 0.5 - (column + 0.5) / 3) / 3
+                kernel = math.exp(-2 * max(0.0, distance - 0.5) ** 2)
+                values.append(kernel * float(lattice[1, min(31, max(0, i)), min(31, max(0, j))]))
+        weights = [math.exp(20 * value) for value in values]
+        expected = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+        assert float(found[1, row, column]) == pytest.approx(min(1.0, expected), abs=1e-5)
+
+
+def test_extremal_perturbations_lie_on_the_evidence(squares: Explainee, pixels: Tensor) -> None:
+    masks = extremal_masks(squares, pixels[:2], ExtremalConfig(areas=(0.1,), baseline="mean", steps=800))
+    assert masks.shape == (2, 1, SIZE, SIZE)
+    assert masks.mean((1, 2, 3)).tolist() == pytest.approx([0.1] * 2, abs=0.02)
+    assert inside(masks[1, 0], STRONG) > 0.5
+    with pytest.raises(UsageError, match="divisible by 32"):
+        SmoothMaximum((50, 64), torch.device("cpu"))
