@@ -64,8 +64,49 @@ __all__ = ["explain"]
     help="Fine-tune the explainer of --checkpoint for N steps on each image; needs PyTorch.",
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="What --finetune starts from.")
-@click.option("--model", "spec", metavar="SPEC", help="With --finetune: the classifier, where its spec has changed.")
-@click.option("--weights", metavar="FILE", help="With --finetune: the classifier's weights, where they were moved.")
+@click.option(
+    "--method",
+    type=click.Choice(["inr"]),
+    help="Optimise masks of given areas for each image; needs --model and PyTorch.",
+)
+@click.option(
+    "--model",
+    "spec",
+    metavar="SPEC",
+    help="With --method: the classifier, such as torchvision:resnet50. With --finetune: where its spec has changed.",
+)
+@click.option(
+    "--weights", metavar="FILE", help="The classifier's weights. [default: pretrained; with --finetune as trained with]"
+)
+@click.option(
+    "--areas",
+    default="0.05,0.1,0.2,0.3",
+    show_default=True,
+    metavar="A,B,…",
+    help="With --method inr: fractions of the image that masks keep.",
+)
+@click.option(
+    "--several",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --method inr: up to N masks without a common pixel, of the first of --areas each.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["preserve", "delete", "dual"]),
+    default="preserve",
+    show_default=True,
+    help="With --method inr: what is kept is enough, what is left is not, or both.",
+)
+@click.option(
+    "--steps",
+    "updates",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    metavar="N",
+    help="With --method inr: updates at most.",
+)
 @click.option(
     "--tune",
     type=click.Choice(["head", "mask"]),
@@ -95,8 +136,13 @@ def explain(
     max_megapixels: float,
     steps: int | None,
     checkpoint: Path | None,
+    method: str | None,
     spec: str | None,
     weights: str | None,
+    areas: str,
+    several: int | None,
+    objective: str,
+    updates: int,
     tune: str,
     select: str,
     engine: str,
@@ -104,7 +150,7 @@ def explain(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Explain images and folders of images; needs no PyTorch, but with --finetune.
+    """Explain images and folders of images; needs no PyTorch, but with --finetune and --method.
 
     Writes an overlay and a mask for each image, and one line of JSON each in results.jsonl. Images that cannot be
     read are reported, the others go on, and the exit code is 1.
@@ -116,6 +162,7 @@ def explain(
       saccade explain cat.jpg --bundle bundle --json | jq .class
       saccade explain pets.jpg --bundle bundle --target cat --target dog
       saccade explain photos/ --checkpoint runs/ltx --finetune 25
+      saccade explain cat.jpg --method inr --model torchvision:resnet50 --areas 0.05,0.1,0.2
     """
     from PIL import Image
 
@@ -127,6 +174,23 @@ def explain(
     from .progress import counting_progress
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
+    pixels = int(max_megapixels * 1e6)
+    if method is not None:
+        others = ("bundle", "engine", "providers", "threads", "checkpoint", "steps", "tune", "select")
+        _refuse_given(context, others, "does not go with --method")
+        if spec is None:
+            raise click.UsageError("--method needs the classifier: --model SPEC, such as torchvision:resnet50")
+        for package in ("torch", "safetensors"):
+            require(package, extra="train", purpose=f"--method {method}")
+        from ..methods.inr.config import INRConfig
+        from ..methods.inr.several import SeveralConfig
+        from .inr import INRJob, explain_by_optimisation
+
+        config = INRConfig(areas=_areas(areas), objective=objective, steps=updates)  # type: ignore[arg-type]
+        masks = None if several is None else SeveralConfig(most=several, area=config.areas[0])
+        job = INRJob(spec, weights or "pretrained", targets, config, masks)
+        return explain_by_optimisation(find_images(list(paths)), job, out, formats, batch_size or 16, pixels, as_json)
+    _refuse_given(context, ("areas", "several", "objective", "updates"), "belongs to --method inr")
     if checkpoint is not None or steps is not None:
         _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")
         if checkpoint is None or steps is None:
@@ -136,7 +200,6 @@ def explain(
         from .finetune import explain_finetuned
 
         settings = {"steps": steps, "tune": tune, "select": select}
-        pixels = int(max_megapixels * 1e6)
         return explain_finetuned(
             find_images(list(paths)),
             checkpoint,
@@ -150,9 +213,10 @@ def explain(
             spec=spec,
             weights=weights,
         )
-    _refuse_given(context, ("tune", "select", "spec", "weights"), "belongs to --finetune")
+    _refuse_given(context, ("tune", "select"), "belongs to --finetune")
+    _refuse_given(context, ("spec", "weights"), "belongs to --method or --finetune")
     if bundle is None:
-        raise click.UsageError("Missing option '--bundle'; or --checkpoint with --finetune.")
+        raise click.UsageError("Missing option '--bundle'; or --checkpoint with --finetune, or --model with --method.")
     files = find_images(list(paths))
     running = open_engine(bundle, engine, providers=providers or None, threads=threads)
     manifest = running.bundle.manifest
@@ -168,7 +232,7 @@ def explain(
             f"the probability is that of '{manifest.class_names[indices[0]]}'.",
             err=True,
         )
-    config = PipelineConfig(batch_size=batch_size, targets=indices, max_pixels=int(max_megapixels * 1e6))
+    pipeline = PipelineConfig(batch_size=batch_size, targets=indices, max_pixels=pixels)
     folder = out or (None if as_json else Path("explanations"))
     writer = ResultWriter(folder, formats) if folder else None
     failed = done = 0
@@ -176,7 +240,7 @@ def explain(
     try:
         with counting_progress() as progress:
             bar = progress.add_task("explaining", total=len(files) * len(indices))
-            for result in explain_images(running, files, config):
+            for result in explain_images(running, files, pipeline):
                 record = writer.write(result) if writer else result.record()
                 if as_json:
                     click.echo(json.dumps(record, ensure_ascii=False))
@@ -197,6 +261,13 @@ def explain(
     if not as_json:
         _print_table(shown, done, failed, folder)
     return 1 if failed else 0
+
+
+def _areas(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"--areas takes numbers between commas, such as 0.05,0.1, not '{text}'") from None
 
 
 def _refuse_given(context: click.Context, names: Sequence[str], why: str) -> None:

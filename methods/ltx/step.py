@@ -18,6 +18,8 @@ from .targets import Mixed, generator_of, mix_with_targets
 
 __all__ = ["take_step"]
 
+_UNKNOWN = 0.3  # of the steps, before an explainer for any class finds objects well enough to paste them
+
 
 def take_step(
     explainer: LTXExplainer,
@@ -49,7 +51,8 @@ def take_step(
     seed = step * processes.count + processes.rank
     target = elsewhere = None
     if config.class_conditional:
-        pixels, target, elsewhere = _mixed(explainer, pixels, processes, generator_of(config.seed, seed))
+        known = step >= _UNKNOWN * config.steps
+        pixels, target, elsewhere = _mixed(explainer, pixels, processes, generator_of(config.seed, seed), known=known)
     buffers = [buffer.clone() for buffer in network.buffers()]  # a forward pass moves the batch statistics
     losses, _ = _losses(explainer, pixels, target, elsewhere, config, processes)
     count = round(float(processes.sum(torch.tensor(float(len(pixels)), device=pixels.device))))
@@ -71,16 +74,24 @@ def take_step(
     return {name: float(each.mean()) for name, each in values.items()}
 
 
-def _mixed(explainer: LTXExplainer, pixels: Tensor, processes: OneProcess, generator: torch.Generator) -> Mixed:
-    """Images that show several classes, and which to explain."""
+def _mixed(
+    explainer: LTXExplainer, pixels: Tensor, processes: OneProcess, generator: torch.Generator, *, known: bool
+) -> Mixed:
+    """Images that show several classes, and which to explain; once the explainer knows objects, mixed of such too."""
     explainee = explainer.explainee
+    objects: Tensor | None = None
+    if known:
+        explainer.network.eval()  # this pass is not what its batch statistics are about
+        with torch.no_grad(), processes.autocast():
+            objects = explainer.upsample(explainer.predict(explainee.normalise(pixels)).selection.float()).float()
+        explainer.network.train()
 
     def predict(images: Tensor) -> Tensor:
         with processes.autocast():
             logits: Tensor = explainee.model(explainee.normalise(images))
         return logits.float()
 
-    return mix_with_targets(pixels, predict, generator)
+    return mix_with_targets(pixels, predict, generator, objects)
 
 
 def _losses(

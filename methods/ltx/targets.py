@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["Mixed", "generator_of", "mix_with_targets"]
 
 _SIDE = (0.4, 0.65)  # of a pasted piece, of the image's
 _TRIES = 5  # pieces that are tried for each image
+_PART = 0.5  # of a mask's value, from where a pixel belongs to an object
+_MOVED = 0.3  # of the image's side, that an object is moved by at most
 _LEAST = 0.005  # probability of a class that counts as present
 
 
@@ -36,7 +39,9 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 
 @torch.no_grad()
-def mix_with_targets(pixels: Tensor, predict: Callable[[Tensor], Tensor], generator: torch.Generator) -> Mixed:
+def mix_with_targets(
+    pixels: Tensor, predict: Callable[[Tensor], Tensor], generator: torch.Generator, objects: Tensor | None = None
+) -> Mixed:
     """Images that show two classes, although those of a classifier mostly show one, and one of the two to explain.
 
     Each image gets a piece of another one, of another class (as in CutMix, Yun et al. 2019). Of a few tries that one is
@@ -47,12 +52,18 @@ def mix_with_targets(pixels: Tensor, predict: Callable[[Tensor], Tensor], genera
         pixels: (N, 3, H, W) in [0, 1].
         predict: from such images to logits (N, K).
         generator: of pieces, places and choice.
+        objects: where the evidence of each image's own class is, as far as it is known, (N, 1, H, W) in [0, 1]. Every
+            second image then gets such an object without its surroundings (as in copy and paste, Ghiasi et al. 2021),
+            since a rectangle's edges tell where another image begins.
     """
     own = predict(pixels).argmax(1)
     best, most, other = pixels, pixels.new_full((len(pixels),), _LEAST), own
     piece = torch.zeros_like(pixels[:, :1])
     for _ in range(_TRIES):
         mixed, source, pasted = _paste(pixels, generator)
+        if objects is not None:
+            cut, pasted[1::2] = _paste_objects(pixels, objects, source, generator)
+            mixed[1::2] = cut
         probabilities = predict(mixed).softmax(1)
         pair = torch.stack([own, own[source]], 1)
         seen = probabilities.gather(1, pair).amin(1)
@@ -85,3 +96,27 @@ def _paste(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, 
         result[index, :, top : top + rows, left : left + columns] = piece
         pasted[index, :, top : top + rows, left : left + columns] = 1
     return result, source, pasted
+
+
+def _paste_objects(
+    pixels: Tensor, objects: Tensor, source: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Into every second image the object of another one, moved; and where that is, (N // 2, 1, H, W) of zeros and
+    ones.
+    """
+    height, width = pixels.shape[2:]
+    reach = 2 * round(max(height, width) / 48) + 1  # the object with a little of what is around it, its edge soft
+    grown = F.max_pool2d((objects > _PART).float(), reach, 1, reach // 2)
+    soft = F.avg_pool2d(grown, reach, 1, reach // 2)
+    results, places = [], []
+    for index in range(1, len(pixels), 2):
+        other = int(source[index])
+        shift = [
+            int(torch.randint(-limit, limit + 1, (), generator=generator))
+            for limit in (round(_MOVED * height), round(_MOVED * width))
+        ]
+        opacity = torch.roll(soft[other], shift, (1, 2))
+        piece = torch.roll(pixels[other], shift, (1, 2))
+        results.append(opacity * piece + (1 - opacity) * pixels[index])
+        places.append((opacity > 0).to(pixels.dtype))
+    return torch.stack(results), torch.stack(places)

@@ -292,6 +292,33 @@ def test_an_image_stays_whole_where_the_classifier_sees_no_second_class() -> Non
     assert target.tolist() == [0, 1, 2, 0, 1]
 
 
+def test_every_second_image_gets_an_object_without_its_surroundings() -> None:
+    pixels = torch.arange(6.0)[:, None, None, None].expand(6, 3, 48, 48).clone()
+    objects = torch.zeros(6, 1, 48, 48)
+    objects[:, :, 20:26, 18:28] = 0.9
+
+    def predict(images: Tensor) -> Tensor:
+        shares = torch.stack([(images[:, 0] == label).float().mean((1, 2)) for label in range(6)], 1)
+        return (shares + 1e-6).log()
+
+    mixed, target, elsewhere = mix_with_targets(pixels, predict, generator_of(0, 0), objects)
+    for index in range(6):
+        foreign = mixed[index, 0] != index
+        rows, columns = foreign.any(1).nonzero(), foreign.any(0).nonzero()
+        size = (int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1)
+        if index % 2:  # 6 by 10, one more to each side, and a soft edge of one; perhaps past the image's border
+            assert size == (10, 14) or int(foreign.sum()) <= 10 * 14
+            core = mixed[index, 0][foreign].round(decimals=3)
+            other = int(core.mode().values)
+            assert other == core.mode().values
+            assert other != index
+            assert int(target[index]) in {index, other}
+            inside = elsewhere[index, 0] == 1
+            assert torch.equal(inside, foreign if int(target[index]) == index else ~foreign)
+        else:
+            assert min(size) >= 19  # a rectangle of two fifths
+
+
 def test_half_of_the_mixed_images_are_asked_about_the_piece() -> None:
     pixels = torch.rand(2000, 3, 10, 10, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(2000) % 4

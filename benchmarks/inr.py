@@ -1,0 +1,188 @@
+"""Masks optimised for each image: coordinate networks beside extremal perturbations, on planted scenes.
+
+    python benchmarks/inr.py                 200 scenes of both models, about an hour on two cores
+    python benchmarks/inr.py --count 16 --models resnet --dry
+
+Areas, nesting, grey pixels and resolution of the masks; insertion − deletion of the sum of a method's masks, and how
+much of each mask lies on the digit; forwards and seconds; 16 images together against one by one. Writes
+benchmarks/results/inr.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from saccade.accel.bench import machine
+from saccade.contracts import Uint8
+from saccade.evaluate.metrics import Sample, difference, estimate, make_metrics, measure
+from saccade.evaluate.scenes import SceneBatch, SceneSource
+from saccade.methods.explainee import Explainee, load_explainee
+from saccade.methods.inr.config import INRConfig
+from saccade.methods.inr.extremal import ExtremalConfig, extremal_masks
+from saccade.methods.inr.fit import fit_masks
+
+RESULTS = Path(__file__).parent / "results" / "inr.json"
+FIRST, BATCH = 20_000, 16
+AREAS = (0.05, 0.1, 0.2, 0.3)
+OTHER_AREAS = (0.02, 0.035, 0.15, 0.4, 0.5)  # never optimised for
+METRICS = ("insertion-deletion", "insertion", "deletion")
+
+
+def to_pixels(images: Uint8) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
+def in_batches(scenes: SceneBatch, find: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+    """The masks of all scenes, and seconds per image."""
+    began = time.perf_counter()
+    parts = [find(to_pixels(scenes.images[at : at + BATCH])) for at in range(0, len(scenes.images), BATCH)]
+    return torch.cat(parts), (time.perf_counter() - began) / len(scenes.images)
+
+
+def precision(masks: Tensor, scenes: SceneBatch) -> np.ndarray[Any, Any]:
+    """Σ m g / Σ m of each image and area, (N, A)."""
+    evidence = torch.from_numpy(scenes.evidence).float()[:, None]
+    return np.asarray(((masks * evidence).sum((2, 3)) / masks.sum((2, 3)).clamp_min(1e-6)).numpy())
+
+
+def quality(explainee: Explainee, scenes: SceneBatch, masks: Tensor) -> dict[str, Any]:
+    def predict(images: Uint8) -> np.ndarray[Any, Any]:
+        with torch.inference_mode():
+            return np.asarray(explainee.model(explainee.normalise(to_pixels(images))).softmax(1).numpy())
+
+    target = predict(scenes.images).argmax(1)
+    summed = masks.mean(1).numpy()
+    samples = [Sample(i, m, int(t)) for i, m, t in zip(scenes.images, summed, target, strict=True)]
+    return measure(make_metrics(METRICS), samples, predict)
+
+
+def shape_of(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dict[str, float]:
+    """What the masks of 16 images are like as functions."""
+    fitted = fit_masks(explainee, to_pixels(scenes.images[:BATCH]), config)
+    height, width = explainee.image_spec.size
+    asked = torch.tensor(sorted({*AREAS, *OTHER_AREAS}))
+    masks = fitted.render(height, width, asked)
+    finer = {
+        times: F.avg_pool2d(fitted.render(times * height, times * width, asked).flatten(0, 1)[:, None], times)
+        for times in (2, 4)
+    }
+    return {
+        "area error, mean": float((masks.mean((2, 3)) - asked).abs().mean()),
+        "area error above one half, mean": float(((masks > 0.5).float().mean((2, 3)) - asked).abs().mean()),
+        "not nested, share of pixels": float((masks[:, :-1] > masks[:, 1:] + 0.05).float().mean()),
+        "grey, share of pixels": float(((masks > 0.1) & (masks < 0.9)).float().mean()),
+        **{
+            f"rendered {times} times finer, max |Δ|": float((one.reshape(masks.shape) - masks).abs().max())
+            for times, one in finer.items()
+        },
+    }
+
+
+def together(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dict[str, float]:
+    """16 images at once against one by one."""
+    pixels = to_pixels(scenes.images[:BATCH])
+    began = time.perf_counter()
+    batch = fit_masks(explainee, pixels, config)
+    at_once = (time.perf_counter() - began) / BATCH
+    alone, worst = [], 0.0
+    for index in range(0, BATCH, 4):
+        began = time.perf_counter()
+        one = fit_masks(explainee, pixels[index : index + 1], config)
+        alone.append(time.perf_counter() - began)
+        size = explainee.image_spec.size
+        worst = max(worst, float((one.render(*size)[0] - batch.render(*size)[index]).abs().max()))
+    return {
+        "seconds per image, 16 together": at_once,
+        "seconds per image, alone": float(np.median(alone)),
+        "times faster together": float(np.median(alone)) / at_once,
+        "together against alone, max |Δ|": worst,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=["resnet", "vit"])
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--extremal-steps", type=int, default=800)
+    parser.add_argument("--baseline", default="blur")
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    scenes = SceneSource("test").batch(range(FIRST, FIRST + arguments.count))
+    table = Table("model", "method", "insertion − deletion", "on the digit, by area", "forwards", "s", box=None)
+    results = []
+    for model in arguments.models:
+        explainee = load_explainee(f"python:saccade.evaluate.scenes_models:{model}")
+        config = INRConfig(areas=AREAS, steps=arguments.steps, baseline=arguments.baseline)
+        extremal = ExtremalConfig(areas=AREAS, steps=arguments.extremal_steps, baseline=arguments.baseline)
+        size = explainee.image_spec.size
+        forwards: list[int] = []
+
+        def fitted(
+            pixels: Tensor,
+            explainee: Explainee = explainee,
+            config: INRConfig = config,
+            size: tuple[int, int] = size,
+            forwards: list[int] = forwards,
+        ) -> Tensor:
+            found = fit_masks(explainee, pixels, config)
+            forwards.extend(found.forwards.tolist())
+            return found.render(*size)
+
+        def lattice(pixels: Tensor, explainee: Explainee = explainee, extremal: ExtremalConfig = extremal) -> Tensor:
+            return extremal_masks(explainee, pixels, extremal)
+
+        rows, about = {}, {}
+        for name, find in (("coordinate network", fitted), ("extremal perturbations", lattice)):
+            masks, seconds = in_batches(scenes, find)
+            rows[name] = quality(explainee, scenes, masks)
+            inside = precision(masks, scenes).mean(0)
+            passes = float(np.mean(forwards)) if find is fitted else float(extremal.steps * len(AREAS) + 1)
+            value = estimate(make_metrics(METRICS)[0], rows[name][METRICS[0]])
+            about[name] = {
+                "insertion-deletion": value.value,
+                "interval": [value.low, value.high],
+                "on the digit, by area": inside.tolist(),
+                "area error, mean": float((masks.mean((2, 3)) - torch.tensor(AREAS)).abs().mean()),
+                "forwards": passes,
+                "seconds per image": seconds,
+            }
+            table.add_row(
+                model,
+                name,
+                f"{value.value:.4f}",
+                " ".join(f"{one:.3f}" for one in inside),
+                f"{passes:.0f}",
+                f"{seconds:.2f}",
+            )
+        change = difference(make_metrics(METRICS)[0], *(rows[name][METRICS[0]] for name in rows))
+        results.append(
+            {
+                "model": model,
+                "scenes": len(scenes.images),
+                **about,
+                "difference": [change.value, change.low, change.high],
+                "masks": shape_of(scenes, explainee, config),
+                "together": together(scenes, explainee, config),
+            }
+        )
+        Console(stderr=True).print(results[-1], markup=False)
+    Console(width=140).print(table)
+    if not arguments.dry:
+        RESULTS.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""``saccade explain --method inr``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from saccade.cli.main import main
+from saccade.evaluate.scenes import SceneSource
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("images")
+    for index in range(2):
+        Image.fromarray(SceneSource("test").scene(index).image).save(place / f"{index}.png")
+    (place / "broken.png").write_bytes(b"no image")
+    return place
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_each_area_is_an_explanation_of_its_own(folder: Path, tmp_path: Path) -> None:
+    code, said, _ = run(
+        "explain", folder, "--method", "inr", "--model", "scenes:resnet", "--areas", "0.05,0.2", "--steps", 4,
+        "--out", tmp_path / "out", "--format", "npz", "--format", "overlay", "--json",
+    )  # fmt: skip
+    assert code == 1  # one image cannot be read
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert [line["variant"] for line in lines if "variant" in line] == ["0.05", "0.2"] * 2
+    assert sum("error" in line for line in lines) == 1
+    for line in lines:
+        if "error" in line:
+            continue
+        mask = np.load(tmp_path / "out" / line["files"]["npz"])["mask"]
+        assert mask.shape == (96, 96)
+        assert float(mask.mean()) == pytest.approx(float(line["variant"]), abs=2e-3)
+        assert 0 <= line["kept_probability"] <= 1
+        assert (tmp_path / "out" / line["files"]["overlay"]).stat().st_size > 1000
+
+
+def test_several_masks_have_no_pixel_in_common(folder: Path, tmp_path: Path) -> None:
+    code, said, _ = run(
+        "explain", folder / "0.png", "--method", "inr", "--model", "scenes:resnet", "--several", 3, "--areas", "0.1",
+        "--steps", 40, "--out", tmp_path / "out", "--format", "npz", "--json",
+    )  # fmt: skip
+    assert code == 0
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert lines[0]["variant"] == "mask 1"
+    masks = [np.load(tmp_path / "out" / line["files"]["npz"])["mask"] for line in lines]
+    assert sum(masks).max() == 1
+    assert all(line["retention"] >= 0.1 for line in lines)
+
+
+def test_the_table_says_what_was_kept(folder: Path, tmp_path: Path) -> None:
+    code, said, _ = run(
+        "explain",
+        folder / "0.png",
+        "--method",
+        "inr",
+        "--model",
+        "scenes:resnet",
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "o",
+    )
+    assert code == 0
+    assert "kept: the class's probability where only the mask is shown" in said
+    assert "0.05" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "inr"), "--model SPEC"),
+        (("--method", "inr", "--model", "scenes:resnet", "--areas", "0.1,1.5"), "not inside (0, 1)"),
+        (("--method", "inr", "--model", "scenes:resnet", "--areas", "a"), "numbers between commas"),
+        (
+            ("--method", "inr", "--model", "scenes:resnet", "--several", "9", "--areas", "0.2"),
+            "do not fit side by side",
+        ),
+        (("--method", "inr", "--model", "scenes:resnet", "--target", "eleven"), "eleven"),
+        (("--method", "inr", "--model", "scenes:resnet", "--bundle", "b"), "does not go with --method"),
+        (("--bundle", "b", "--areas", "0.1"), "belongs to --method inr"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    code, _, complaint = run("explain", folder / "0.png", *arguments)
+    assert code in (1, 2)
+    assert message in complaint
+    assert "Traceback" not in complaint
