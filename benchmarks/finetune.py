@@ -73,21 +73,23 @@ def published(explainer: LTXExplainer, pixels: torch.Tensor, steps: int = STEPS)
 
 
 def time_of(
-    explainer: LTXExplainer, pixels: torch.Tensor, losses: LTXConfig, count: int, rounds: int
+    explainer: LTXExplainer, pixels: torch.Tensor, losses: LTXConfig, count: int, rounds: int, precision: str
 ) -> dict[str, Any]:
     """Seconds per image of both, in turn."""
     ours, theirs = [], []
+    config = FinetuneConfig(steps=STEPS, precision=precision)  # type: ignore[arg-type]
     for index in range(rounds):
         start = time.perf_counter()
-        found = finetune(explainer, pixels, losses, FinetuneConfig(steps=STEPS))
+        found = finetune(explainer, pixels, losses, config)
         ours.append((time.perf_counter() - start) / len(pixels))
         for place in range(count):
             start = time.perf_counter()
             with guest(explainer.classifier):
                 published(explainer, pixels[(index * count + place) % len(pixels)][None])
             theirs.append(time.perf_counter() - start)
-    alone = finetune(explainer, pixels[:1], losses, FinetuneConfig(steps=STEPS))
+    alone = finetune(explainer, pixels[:1], losses, config)
     return {
+        "precision": precision,
         "batch": len(pixels),
         "steps": STEPS,
         "seconds per image": float(np.median(ours)),
@@ -160,6 +162,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--tune", choices=["head", "mask"], default="head")
     parser.add_argument("--select", choices=["loss", "pos", "insertion-deletion"], default="loss")
+    parser.add_argument("--precision", nargs="*", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="for time")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     console = Console(stderr=True)
@@ -179,15 +182,19 @@ def main() -> None:
             folder = next(path for path in folders if read_record(path).config.form == "own")
             explainer, record = load_checkpoint(folder)
             scenes = SceneSource("test").batch(range(FIRST, FIRST + BATCH))
-            times["scenes ResNet"] = time_of(explainer, to_float(scenes.images, explainer), record.config, 2, 5)
-            Console().print(times["scenes ResNet"])
+            pixels = to_float(scenes.images, explainer)
+            for precision in arguments.precision:
+                row = time_of(explainer, pixels, record.config, 2, 5, precision)
+                times[f"scenes ResNet, {precision}"] = row
+                Console().print(row)
         if "vit-b" in arguments.models:
             explainee = build("ViT-B/16 (timm)")
             losses = LTXConfig(form="own")
             explainer = build_ltx(explainee, losses)
             pixels = to_float(photographs(explainee.image_spec)[:BATCH], explainer)
-            times["ViT-B/16"] = time_of(explainer, pixels, losses, 1, 2)
-            Console().print(times["ViT-B/16"])
+            for precision in arguments.precision:
+                times[f"ViT-B/16, {precision}"] = row = time_of(explainer, pixels, losses, 1, 2, precision)
+                Console().print(row)
     if not arguments.dry:
         stored |= {"machine": machine(), "torch": torch.__version__}
         RESULTS.write_text(json.dumps(stored, indent=1) + "\n")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from saccade.cli.main import main
 from saccade.evaluate.scenes import SceneSource
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    return result.exit_code, result.stdout, result.stderr
-
-
-def test_each_area_is_an_explanation_of_its_own(folder: Path, tmp_path: Path) -> None:
-    code, said, _ = run(
+def test_each_area_is_an_explanation_of_its_own(saccade_command: Run, folder: Path, tmp_path: Path) -> None:
+    code, said, _ = saccade_command(
         "explain", folder, "--method", "inr", "--model", "scenes:resnet", "--areas", "0.05,0.2", "--steps", 4,
         "--out", tmp_path / "out", "--format", "npz", "--format", "overlay", "--json",
     )  # fmt: skip
@@ -47,8 +43,8 @@ def test_each_area_is_an_explanation_of_its_own(folder: Path, tmp_path: Path) ->
         assert (tmp_path / "out" / line["files"]["overlay"]).stat().st_size > 1000
 
 
-def test_several_masks_have_no_pixel_in_common(folder: Path, tmp_path: Path) -> None:
-    code, said, _ = run(
+def test_several_masks_have_no_pixel_in_common(saccade_command: Run, folder: Path, tmp_path: Path) -> None:
+    code, said, _ = saccade_command(
         "explain", folder / "0.png", "--method", "inr", "--model", "scenes:resnet", "--several", 3, "--areas", "0.1",
         "--steps", 40, "--out", tmp_path / "out", "--format", "npz", "--json",
     )  # fmt: skip
@@ -60,8 +56,8 @@ def test_several_masks_have_no_pixel_in_common(folder: Path, tmp_path: Path) -> 
     assert all(line["retention"] >= 0.1 for line in lines)
 
 
-def test_the_table_says_what_was_kept(folder: Path, tmp_path: Path) -> None:
-    code, said, _ = run(
+def test_the_table_says_what_was_kept(saccade_command: Run, folder: Path, tmp_path: Path) -> None:
+    code, said, _ = saccade_command(
         "explain",
         folder / "0.png",
         "--method",
@@ -93,8 +89,10 @@ def test_the_table_says_what_was_kept(folder: Path, tmp_path: Path) -> None:
         (("--bundle", "b", "--areas", "0.1"), "belongs to --method inr"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(folder: Path, arguments: tuple[str, ...], message: str) -> None:
-    code, _, complaint = run("explain", folder / "0.png", *arguments)
+def test_what_makes_no_sense_is_refused_in_one_sentence(
+    saccade_command: Run, folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    code, _, complaint = saccade_command("explain", folder / "0.png", *arguments)
     assert code in (1, 2)
     assert message in complaint
     assert "Traceback" not in complaint

@@ -122,6 +122,18 @@ def test_every_term_of_the_pretraining_counts(tiny_explainee: Explainee, pixels:
     torch.testing.assert_close((sharp.start_score - plain.start_score).double(), 2 * bits, rtol=0, atol=1e-4)
 
 
+def test_half_precision_stays_near_the_full_one(tiny_explainee: Explainee, pixels: Tensor) -> None:
+    explainer = explainer_of(tiny_explainee)
+    full, half = (
+        finetune(explainer, pixels, LOSSES, FinetuneConfig(steps=5, score_every=1, precision=precision))  # type: ignore[arg-type]
+        for precision in ("fp32", "bf16")
+    )
+    assert half.mask.dtype == torch.float32
+    torch.testing.assert_close(half.start, full.start)
+    torch.testing.assert_close(half.start_score, full.start_score, rtol=0.02, atol=0.01)
+    assert not torch.equal(half.start_score, full.start_score)
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 def test_the_start_is_the_explainer_s_own_mask_whatever_is_asked(
     tiny_explainee: Explainee, pixels: Tensor, conditional: bool
@@ -259,6 +271,7 @@ def test_masks_are_scored_as_by_a_naive_loop(tiny_explainee: Explainee, pixels: 
     [
         {"steps": 0},
         {"tune": "all"},
+        {"precision": "fp8"},
         {"select": "label"},
         {"tune": "mask", "blocks": 1},
         {"clip": 0},
