@@ -120,7 +120,7 @@ def explain_by_optimisation(
 
 def _explain(
     explainee: Explainee, job: INRJob, asked: Sequence[int], images: Sequence[LoadedImage], advance: object
-) -> list[list[ImageExplanation]]:
+) -> list[list[ImageExplanation | Failure]]:
     """Each image's explanations: for every class one for each area, or for each of several masks."""
     assert callable(advance), "told the share that is done"
     device, each = device_of(explainee.model), len(asked)
@@ -159,9 +159,9 @@ def _explain(
     milliseconds = (time.perf_counter() - began) * 1e3 / len(pixels)
     probabilities = found.logits.softmax(1).cpu().numpy()
     shapes = masks.cpu().numpy()
-    answers = []
+    answers: list[list[ImageExplanation | Failure]] = []
     for index, image in enumerate(images):
-        one = []
+        one: list[ImageExplanation | Failure] = []
         for row in range(index * each, (index + 1) * each):
             label = int(found.target[row])
             for place, name in enumerate(names):
@@ -182,6 +182,12 @@ def _explain(
                         variant=f"{explainee.class_names[label]}.{name}" if each > 1 else name,
                     )
                 )
+        if not one and job.several is not None:
+            found_none = (
+                f"{image.name}: no mask of {job.several.area:.3g} of the image holds on to {job.several.least:.0%} of "
+                "the class's probability; ask for a larger area with --areas, or for more --steps"
+            )
+            one.append(Failure(image.name, found_none))
         answers.append(one)
     return answers
 

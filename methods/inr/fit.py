@@ -24,6 +24,8 @@ __all__ = ["Fitted", "fit_masks"]
 
 _GAIN = 1e-3  # of the objective, that counts as better
 _MEMORY = 0.9  # of the running mean of an objective
+_WIDE = 0.5  # area with which every mask begins, if its own is smaller
+_NARROWED = 0.4  # fraction of the steps after which it has its own
 _AT_ONCE = 64  # images that go through the classifier together
 
 
@@ -72,7 +74,8 @@ def fit_masks(
     """Optimise a mask of each area for each image (Byra & Skibbe 2025, after Fong et al. 2019).
 
     The published area penalty remains as what makes masks binary; that a mask has its area is no longer asked for but
-    built in, see `masks_of_area`.
+    built in, see `masks_of_area`. Every mask begins with half of the image and narrows to its own area: a small one
+    sees no evidence where it happens to begin, and would stay there.
 
     Args:
         explainee: the classifier; left as found.
@@ -105,7 +108,6 @@ class _Run:
         self.points = grid_of_points(*self.grid, device=device)
         self.enlarge = BilinearUpsample(self.grid, self.size).to(device)
         self.areas = torch.tensor(config.areas, device=device)
-        self.reference = sorted_reference(self.areas, math.prod(self.grid))
         self.whole = None if free is None else free.to(device)
         self.free = None if free is None else F.adaptive_avg_pool2d(free.to(device), self.grid).flatten(2)
         with torch.no_grad():
@@ -127,13 +129,16 @@ class _Run:
             fallen = max(0.0, (step / config.steps - config.warmup) / (1 - config.warmup))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * risen * (1 + math.cos(math.pi * fallen)) / 2
-            value = self._update(optimizer, config.area_weight * risen * 2**fallen, step)
+            narrowed = min(1.0, (step + 1) / max(1.0, _NARROWED * config.steps))
+            wide = torch.maximum(self.areas, torch.full_like(self.areas, _WIDE))
+            areas = self.areas**narrowed * wide ** (1 - narrowed)
+            value = self._update(optimizer, areas, config.area_weight * risen * 2**fallen, step)
             self.steps[self.left] = step + 1
             kept = _MEMORY * smooth + (1 - _MEMORY) * value
             smooth = torch.where(torch.isfinite(smooth), kept, value)
             better = smooth < best - _GAIN
             best = torch.where(better, smooth, best)
-            since = torch.where(better | (risen < 1), 0, since + 1)
+            since = torch.where(better | (min(risen, narrowed) < 1), 0, since + 1)
             going = (since < config.patience) if config.patience else torch.ones_like(since, dtype=torch.bool)
             on_step(step + 1, int(going.sum()) if step + 1 < config.steps else 0)
             if not bool(going.all()):
@@ -148,13 +153,13 @@ class _Run:
         self.done.requires_grad_(False)
         return Fitted(self.done, self.areas, self.target, self.logits, *self._result(), self.whole)
 
-    def _update(self, optimizer: torch.optim.Optimizer, weight: float, step: int) -> Tensor:
-        """One update; the objective of each image, with the area's weight as configured."""
+    def _update(self, optimizer: torch.optim.Optimizer, areas: Tensor, weight: float, step: int) -> Tensor:
+        """One update of masks of some areas; the objective of each image, with the area's weight as configured."""
         free = None if self.free is None else self.free[self.left]
-        masks = masks_of_area(self.networks(self.points, self.areas), self.areas, free)
+        masks = masks_of_area(self.networks(self.points, areas), areas, free)
         leaf = masks.detach().requires_grad_(True)
         evidence = self._evidence(leaf)
-        area = area_loss(masks, self.reference)
+        area = area_loss(masks, sorted_reference(areas, masks.shape[2]))
         optimizer.zero_grad(set_to_none=True)
         assert leaf.grad is not None, "the evidence depends on the masks"
         total = (masks * leaf.grad).sum() + weight * area.mean(1).sum()

@@ -56,6 +56,15 @@ def test_several_masks_have_no_pixel_in_common(saccade_command: Run, folder: Pat
     assert all(line["retention"] >= 0.1 for line in lines)
 
 
+def test_an_image_without_a_mask_that_is_enough_is_told(saccade_command: Run, folder: Path) -> None:
+    code, said, _ = saccade_command(
+        "explain", folder / "0.png", "--method", "inr", "--model", "scenes:resnet", "--several", 1, "--areas", "0.002",
+        "--steps", 1, "--json",
+    )  # fmt: skip
+    assert code == 1
+    assert "no mask of 0.002 of the image holds on to 10%" in json.loads(said)["error"]
+
+
 def test_the_table_says_what_was_kept(saccade_command: Run, folder: Path, tmp_path: Path) -> None:
     code, said, _ = saccade_command(
         "explain",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from saccade.contracts import ImageSpec
 from saccade.errors import ModelError, UsageError
-from saccade.methods.explainee import Explainee, fingerprint
+from saccade.evaluate.scenes import SceneConfig, SceneSource
+from saccade.methods.explainee import Explainee, fingerprint, load_explainee
 from saccade.methods.inr.config import INRConfig
 from saccade.methods.inr.extremal import ExtremalConfig, SmoothMaximum, extremal_masks
 from saccade.methods.inr.fit import fit_masks
@@ -137,6 +138,15 @@ def test_the_class_that_is_asked_for_is_explained_and_what_was_kept_is_said(squa
     assert fitted.forwards.tolist() == [2 + 120] * 3
 
 
+def test_a_small_mask_finds_evidence_that_it_does_not_begin_at() -> None:
+    """A digit of a scene that a mask of its final area from the first step on never found."""
+    explainee = load_explainee("python:saccade.evaluate.scenes_models:resnet")
+    scene = SceneSource("test", SceneConfig(variant="context")).scene(3)
+    pixels = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None].float() / 255
+    fitted = fit_masks(explainee, pixels, INRConfig(areas=(0.08,)))
+    assert float(fitted.kept[0, 0]) > 0.9
+
+
 def test_the_classifier_is_left_as_found(squares: Explainee, pixels: Tensor) -> None:
     model = squares.model
     model.train()
@@ -162,8 +172,8 @@ def test_several_masks_do_not_overlap_and_stop_where_the_evidence_ends(squares: 
     assert found.masks.unique().tolist() == [0, 1]
     assert float(found.masks.sum(1).max()) == 1  # no pixel twice
     assert found.found.tolist()[0] >= 2
-    assert inside(found.masks[0, 0], STRONG) > 0.6
-    assert inside(found.masks[0, 1], WEAK) + inside(found.masks[0, 1], STRONG) > 0.5
+    shares = [(inside(mask, STRONG), inside(mask, WEAK)) for mask in found.masks[0, :2]]
+    assert max(shares[0][0] * shares[1][1], shares[0][1] * shares[1][0]) > 0.2  # one square each, in either order
     for image in range(3):
         for place in range(3):
             if place >= int(found.found[image]):
