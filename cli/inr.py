@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,10 +119,13 @@ def explain_by_optimisation(
 
 
 def _explain(
-    explainee: Explainee, job: INRJob, asked: Sequence[int], images: Sequence[LoadedImage], advance: object
+    explainee: Explainee,
+    job: INRJob,
+    asked: Sequence[int],
+    images: Sequence[LoadedImage],
+    advance: Callable[[float], None],
 ) -> list[list[ImageExplanation | Failure]]:
     """Each image's explanations: for every class one for each area, or for each of several masks."""
-    assert callable(advance), "told the share that is done"
     device, each = device_of(explainee.model), len(asked)
     pixels = np.repeat(np.stack([item.input for item in images]), each, axis=0)
     values = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
@@ -164,6 +167,13 @@ def _explain(
         one: list[ImageExplanation | Failure] = []
         for row in range(index * each, (index + 1) * each):
             label = int(found.target[row])
+            if job.several is not None and not shapes[row].any():
+                reason = (
+                    f"{image.name}: no mask of {job.several.area:.3g} of the image holds on to {job.several.least:.0%} "
+                    f"of the probability of '{explainee.class_names[label]}'; ask for a larger area with --areas, or "
+                    "for more --steps"
+                )
+                one.append(Failure(image.name, reason))
             for place, name in enumerate(names):
                 if job.several is not None and not shapes[row, place].any():
                     continue
@@ -182,12 +192,6 @@ def _explain(
                         variant=f"{explainee.class_names[label]}.{name}" if each > 1 else name,
                     )
                 )
-        if not one and job.several is not None:
-            found_none = (
-                f"{image.name}: no mask of {job.several.area:.3g} of the image holds on to {job.several.least:.0%} of "
-                "the class's probability; ask for a larger area with --areas, or for more --steps"
-            )
-            one.append(Failure(image.name, found_none))
         answers.append(one)
     return answers
 

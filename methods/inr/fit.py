@@ -169,15 +169,13 @@ class _Run:
         if len(broken):
             raise ModelError(
                 f"the mask of image {int(self.left[broken[0]])} of the batch diverges at step {step + 1}; "
-                "lower --learning-rate, or check the image and the model's weights"
+                "lower the learning rate, or check the image and the model's weights"
             )
         optimizer.step()
         return value
 
     def _evidence(self, leaf: Tensor) -> Tensor:
-        """The evidence loss (N, A), its gradient left in `leaf`: so many images at once as fit, since nothing but the
-        masks takes gradients.
-        """
+        """The evidence loss (N, A), its gradient left in `leaf`; part by part, since nothing else takes gradients."""
         areas = len(self.areas)
         found = []
         for start in range(0, len(self.left) * areas, _AT_ONCE):

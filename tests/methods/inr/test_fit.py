@@ -161,7 +161,7 @@ def test_an_optimisation_that_diverges_is_said_with_what_to_change(pixels: Tenso
     with torch.no_grad():
         model.gain.fill_(math.nan)
     broken = Explainee(model, SPEC, ("a", "b", "c"), "python:a:b", "random", fingerprint(model))
-    with pytest.raises(ModelError, match=r"image 0 .* diverges at step 1; lower --learning-rate"):
+    with pytest.raises(ModelError, match=r"image 0 .* diverges at step 1; lower the learning rate"):
         fit_masks(broken, pixels, INRConfig(areas=(0.1,), **QUICK))
 
 
