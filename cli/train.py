@@ -264,7 +264,9 @@ def ltx(
     try:
         explainee = load_explainee(resolve_model(spec), weights, class_names=read_class_names(classes))
         explainee.model.to(processes.device)
-        images = open_training_data(data, explainee.image_spec, config.batch_size, config.seed, validation)
+        images = open_training_data(
+            data, explainee.image_spec, config.batch_size, config.seed, validation, pairs=config.class_conditional
+        )
         _train(explainee, images, config, out, data, processes, resume, as_json)
     except SaccadeError:
         if processes.rank > 0:

@@ -33,10 +33,12 @@ class SceneStream:
         size: height and width, pixels.
         batch_size: images per step.
         seed: another seed is another set of scenes.
+        pairs: every second scene has two digits of different classes.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int, *, pairs: bool = False) -> None:
         self._source = SceneSource("train", SceneConfig(size=size, seed=seed + 1))
+        self._pairs = SceneSource("train", SceneConfig(size=size, seed=seed + 1, variant="pair")) if pairs else None
         self._batch_size = batch_size
 
     def __call__(self, step: int) -> Uint8:
@@ -45,7 +47,8 @@ class SceneStream:
 
     def part(self, step: int, part: slice) -> Uint8:
         """Equal to ``self(step)[part]``."""
-        return self._source.batch(self._indices(step)[part]).images
+        sources = (self._source, self._pairs or self._source)
+        return np.stack([sources[index % 2].scene(index).image for index in self._indices(step)[part]])
 
     def names(self, step: int) -> Sequence[str]:
         """The scenes' indices in words."""
@@ -141,7 +144,7 @@ class TrainingData:
 
 
 def open_training_data(
-    data: str, spec: ImageSpec, batch_size: int, seed: int, validation: Path | None = None
+    data: str, spec: ImageSpec, batch_size: int, seed: int, validation: Path | None = None, *, pairs: bool = False
 ) -> TrainingData:
     """The data that a user names.
 
@@ -152,6 +155,7 @@ def open_training_data(
         seed: of the training's images; which ones are held out does not depend on it.
         validation: folder of images to hold out, of which at most 64 are drawn; by default 64 scenes of the
             validation split, or one file in ten of the training's folder, at most 64.
+        pairs: every second scene to train on has two digits; a folder has what it has.
 
     Raises:
         ImageError: a folder has no images.
@@ -166,7 +170,7 @@ def open_training_data(
         held_out: EvaluationData = own or ScenesData(size, MOST_HELD_OUT, split="val")
         reported: EvaluationData = own or ScenesData(size, _REPORTED_SCENES)
         about = f"new scenes in every step; validation: {held_out.title}"
-        return TrainingData(SceneStream(size, batch_size, seed), held_out, reported, about, reported.title)
+        return TrainingData(SceneStream(size, batch_size, seed, pairs=pairs), held_out, reported, about, reported.title)
 
     folder, files = Path(data), find_images([data])
     drawn = own or FolderData(folder, _drawn(files, min(MOST_HELD_OUT, len(files) // HELD_OUT_SHARE)), spec)

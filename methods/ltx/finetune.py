@@ -7,8 +7,8 @@ computed once and shared. Nothing mixes the images, so that each gets what it wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
@@ -45,7 +45,8 @@ class FinetuneConfig:
         score_every: steps between two masks that may be chosen; the first and the last always are.
         take_turns: of the preservation and the complement term one each step, in turn, for half the cost.
         clip: largest norm of an image's gradient.
-        precision: ``"bf16"`` runs the classifier in autocast, which is faster where the processor has it.
+        precision: ``"bf16"`` runs the classifier in autocast, which is faster where the processor has it; on a CPU image
+            by image, since in a batch what differs in the last digit would be rounded to different numbers.
     """
 
     steps: int = 25
@@ -130,7 +131,24 @@ def finetune(
         ModelError: a loss is not finite; the message names the step, the term and the image.
     """
     with guest(explainer):
-        return _Run(explainer, pixels, losses, config, target).go(on_step)
+        if config.precision == "fp32" or pixels.device.type != "cpu":
+            return _Run(explainer, pixels, losses, config, target).go(on_step)
+        count, found = len(pixels), []
+        for index in range(count):
+            one = slice(index, index + 1)
+            run = _Run(explainer, pixels[one], losses, config, None if target is None else target[one])
+            found.append(run.go(lambda step, index=index: on_step((index * config.steps + step) // count)))  # type: ignore[misc]
+        return _together(found)
+
+
+def _together(parts: Sequence[FineTuned]) -> FineTuned:
+    """The images of all parts as one batch."""
+    tensors = {
+        field.name: torch.cat([getattr(part, field.name) for part in parts])
+        for field in fields(FineTuned)
+        if field.name not in ("forwards", "backwards")
+    }
+    return FineTuned(**tensors, forwards=parts[0].forwards, backwards=parts[0].backwards)
 
 
 class _Run:

@@ -15,7 +15,8 @@ _SIDE = (0.4, 0.65)  # of a pasted piece, of the image's
 _TRIES = 5  # pieces that are tried for each image
 _PART = 0.5  # of a mask's value, from where a pixel belongs to an object
 _MOVED = 0.3  # of the image's side, that an object is moved by at most
-_LEAST = 0.005  # probability of a class that counts as present
+_LEAST = 0.005  # probability of a class that counts as present where an object of it was pasted
+_VISIBLE = 0.05  # the same where nothing but the classifier says so
 
 
 class Mixed(NamedTuple):
@@ -44,9 +45,9 @@ def mix_with_targets(
 ) -> Mixed:
     """Images that show two classes, although those of a classifier mostly show one, and one of the two to explain.
 
-    Each image gets a piece of another one, of another class (as in CutMix, Yun et al. 2019). Of a few tries that one is
-    kept in which the classifier still sees both classes best; where it does not, the image stays as it is. An image in
-    which one thing looks like two classes is no such image: the second class is the one of the piece's own image.
+    An image in which the classifier sees a second class by itself stays as it is. Every other one gets a piece of
+    another image, of another class (as in CutMix, Yun et al. 2019). Of a few tries that one is kept in which the
+    classifier still sees both classes best; where it does not, the image stays as it is too.
 
     Args:
         pixels: (N, 3, H, W) in [0, 1].
@@ -56,8 +57,12 @@ def mix_with_targets(
             second image then gets such an object without its surroundings (as in copy and paste, Ghiasi et al. 2021),
             since a rectangle's edges tell where another image begins.
     """
-    own = predict(pixels).argmax(1)
-    best, most, other = pixels, pixels.new_full((len(pixels),), _LEAST), own
+    probabilities = predict(pixels).softmax(1)
+    own = probabilities.argmax(1)
+    visible, second_class = probabilities.scatter(1, own[:, None], 0).max(1)
+    natural = visible >= _VISIBLE
+    best, other = pixels, torch.where(natural, second_class, own)
+    most = torch.where(natural, torch.inf, _LEAST)
     piece = torch.zeros_like(pixels[:, :1])
     for _ in range(_TRIES):
         mixed, source, pasted = _paste(pixels, generator)
@@ -73,7 +78,7 @@ def mix_with_targets(
         other = torch.where(better, pair[:, 1], other)
         most = torch.where(better, seen, most)
     second = torch.rand(len(pixels), generator=generator).to(pixels.device) < 0.5
-    outside = (other != own)[:, None, None, None] * (1 - piece)
+    outside = ((other != own) & ~natural)[:, None, None, None] * (1 - piece)
     return Mixed(best, torch.where(second, other, own), torch.where(second[:, None, None, None], outside, piece))
 
 

@@ -23,6 +23,7 @@ from saccade.cli.preview import mask_grid
 from saccade.cli.training_data import FolderStream, SceneStream, open_training_data
 from saccade.errors import ImageError
 from saccade.evaluate.metrics import Sample, deletion, insertion, measure
+from saccade.evaluate.scenes import SceneConfig, SceneSource
 from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
@@ -169,13 +170,15 @@ def test_no_image_that_is_held_out_is_trained_on(photos: Path) -> None:
     assert seen == {str(file) for file in photos.iterdir()} - kept - broken
 
 
-@pytest.mark.parametrize("stream", ["folder", "scenes"])
+@pytest.mark.parametrize("stream", ["folder", "scenes", "pairs"])
 def test_the_parts_of_a_step_are_the_step(photos: Path, stream: str) -> None:
     files = sorted(photos.iterdir())[1:]
-    images: Any = FolderStream(files, SPEC, 7, 5) if stream == "folder" else SceneStream(32, 7, 5)
+    images: Any = (
+        FolderStream(files, SPEC, 7, 5) if stream == "folder" else SceneStream(96, 7, 5, pairs=stream == "pairs")
+    )
     for step in (0, 6):
         whole = images(step)
-        assert whole.shape == (7, 32, 32, 3)
+        assert whole.shape == ((7, 32, 32, 3) if stream == "folder" else (7, 96, 96, 3))
         for count in (2, 3):
             for rank in range(count):
                 part = slice(rank, None, count)
@@ -184,6 +187,14 @@ def test_the_parts_of_a_step_are_the_step(photos: Path, stream: str) -> None:
         for image, name in zip(images(6), images.names(6), strict=True):
             original = np.asarray(Image.open(name))
             assert any(np.array_equal(image, view) for view in (original, original[:, ::-1]))
+
+
+def test_for_any_class_every_second_scene_has_two_digits() -> None:
+    stream = open_training_data("scenes", SPEC, 4, 2, pairs=True).stream
+    sources = [SceneSource("train", SceneConfig(size=32, seed=3, variant=variant)) for variant in ("digit", "pair")]
+    for step in (0, 3):
+        expected = [sources[index % 2].scene(index).image for index in range(4 * step, 4 * step + 4)]
+        np.testing.assert_array_equal(stream(step), np.stack(expected))
 
 
 def test_own_images_to_validate_with_leave_all_others_to_train_on(photos: Path, tmp_path: Path) -> None:

@@ -129,6 +129,11 @@ def test_half_precision_stays_near_the_full_one(tiny_explainee: Explainee, pixel
         for precision in ("fp32", "bf16")
     )
     assert half.mask.dtype == torch.float32
+    for index in range(len(pixels)):
+        one = FinetuneConfig(steps=5, score_every=1, precision="bf16")
+        alone = finetune(explainer, pixels[index : index + 1], LOSSES, one)
+        assert torch.equal(alone.mask[0], half.mask[index])
+        assert torch.equal(alone.score, half.score[index : index + 1])
     torch.testing.assert_close(half.start, full.start)
     torch.testing.assert_close(half.start_score, full.start_score, rtol=0.02, atol=0.01)
     assert not torch.equal(half.start_score, full.start_score)

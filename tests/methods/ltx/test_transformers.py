@@ -292,6 +292,21 @@ def test_an_image_stays_whole_where_the_classifier_sees_no_second_class() -> Non
     assert target.tolist() == [0, 1, 2, 0, 1]
 
 
+def test_an_image_with_two_classes_of_its_own_stays_whole_and_is_asked_about_either() -> None:
+    pixels = torch.rand(400, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+    both = torch.tensor([0.6, 0.1, 0.3]).log()
+    one = torch.tensor([0.98, 0.01, 0.01]).log()
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.stack([both, one]).repeat(200, 1)
+
+    mixed, target, elsewhere = mix_with_targets(pixels, predict, generator_of(0, 0))
+    assert torch.equal(mixed[::2], pixels[::2])
+    assert not elsewhere.any()
+    assert set(target[::2].tolist()) == {0, 2}
+    assert float((target[::2] == 2).float().mean()) == pytest.approx(0.5, abs=0.1)
+
+
 def test_every_second_image_gets_an_object_without_its_surroundings() -> None:
     pixels = torch.arange(6.0)[:, None, None, None].expand(6, 3, 48, 48).clone()
     objects = torch.zeros(6, 1, 48, 48)
@@ -324,7 +339,7 @@ def test_half_of_the_mixed_images_are_asked_about_the_piece() -> None:
     labels = torch.arange(2000) % 4
 
     def predict(images: Tensor) -> Tensor:
-        return F.one_hot(labels, 4).float()  # sees the others too
+        return 4 * F.one_hot(labels, 4).float()  # sees the others too, a little
 
     target = mix_with_targets(pixels, predict, generator_of(3, 1)).target
     assert float((target == labels).float().mean()) == pytest.approx(0.5, abs=0.05)
