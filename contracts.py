@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 
-__all__ = ["Explanation", "Floats", "ImageSpec", "Interpolation", "ResizeRule", "Uint8"]
+__all__ = ["Explanation", "Floats", "ImageSpec", "Interpolation", "MaskQuery", "ResizeRule", "Uint8"]
 
 Uint8 = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -70,6 +70,45 @@ class ImageSpec:
         return left, top, left + box_width, top + box_height
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskQuery:
+    """Which masks are asked for where a bundle holds them as functions of place and area.
+
+    Attributes:
+        areas: fractions of the image, in (0, 1); empty for the bundle's own.
+        size: (height, width) in which the masks are rendered; None for the model's input size.
+        box: the part of the image that is rendered, (left, top, right, bottom) as fractions of it.
+        parts: so many masks that have no pixel in common, each of the first area, in place of one mask per area; 0 for
+            these.
+    """
+
+    areas: tuple[float, ...] = ()
+    size: tuple[int, int] | None = None
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    parts: int = 0
+
+    def __post_init__(self) -> None:
+        for area in self.areas:
+            if not 0 < area < 1:
+                raise UsageError(f"the area {area} is not inside (0, 1); 0.1 keeps a tenth of the image")
+        if self.size is not None and min(self.size) < 1:
+            raise UsageError(f"the size {self.size} of the masks is not positive")
+        left, top, right, bottom = self.box
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise UsageError(f"the box {self.box} is not (left, top, right, bottom) as fractions of the image")
+
+    def places(self, default: tuple[int, int]) -> tuple[Floats, Floats]:
+        """Where the pixels' centres lie, from −1 to 1 over the image: y of the rows (H,) and x of the columns (W,)."""
+        height, width = self.size or default
+        left, top, right, bottom = self.box
+
+        def along(first: float, last: float, count: int) -> Floats:
+            centres = first + (last - first) * (np.arange(count) + 0.5) / count
+            return (2 * centres - 1).astype(np.float32)
+
+        return along(top, bottom, height), along(left, right, width)
+
+
 @dataclass(frozen=True)
 class Explanation:
     """A batch of predictions and their explanations, as numpy arrays.
@@ -77,8 +116,8 @@ class Explanation:
     Attributes:
         probabilities: float32 (N, K), softmax over the classes.
         target: int64 (N,), the class that each mask explains; (N, T) where several were asked for.
-        mask: float32 (N, 1, H, W), or (N, T, H, W) for several classes, in [0, 1]; 1 keeps the pixel, 0 replaces it by
-            the baseline.
+        mask: float32 (N, 1, H, W), or (N, T, H, W) for several classes or areas, in [0, 1]; 1 keeps the pixel, 0
+            replaces it by the baseline.
         map: the raw attribution, where a method has one besides the mask.
         diagnostics: numbers that the method gives about itself, (N,) each, such as ``"completeness_gap"``: how far the
             quadrature of a path method is from the integral, 0 for exact.

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contracts import Explanation, Floats, Uint8
+from ..contracts import Explanation, Floats, MaskQuery, Uint8
 from ..errors import EngineError
 from .bundle import Bundle, open_bundle
 
@@ -24,7 +24,9 @@ class Engine(Protocol):
     bundle: Bundle
     name: str
 
-    def run(self, images: Uint8, target: NDArray[np.int64] | int | None = None) -> Explanation:
+    def run(
+        self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None
+    ) -> Explanation:
         """Predict and explain.
 
         Args:
@@ -32,6 +34,8 @@ class Engine(Protocol):
             target: a class index per image (N,), one for all, several per image (N, T), or None; -1 is the predicted
                 class. Several give masks (N, T, H, W); where the manifest says `several_targets` they cost hardly more
                 than one, else as much as so many images.
+            query: which masks, where the bundle holds them as functions of place and area; None for its own areas at
+                the model's size.
         """
         ...
 

@@ -77,6 +77,9 @@ class Manifest(_Record):
         class_specific: the mask depends on the target class; if not, it explains the predicted class whatever is asked.
         several_targets: the graph takes targets (N, T) and gives masks (N, T, H, W): the classes of one image share all
             but the last step.
+        areas: of a graph whose masks are functions, those taken unless told otherwise; it takes `areas` (A,) and the
+            places of `rows` (H,) and `columns` (W,), and gives masks (N, A, H, W). Empty for other graphs.
+        parts: of such a graph, how many masks without a common pixel its output `parts` holds.
         image: how an image becomes the model's input.
         any_size: the graph resizes inside and takes images of any size.
         mask_size: (height, width) of the mask that the graph gives.
@@ -97,6 +100,8 @@ class Manifest(_Record):
     parameters: dict[str, Any]
     class_specific: bool
     several_targets: bool = False
+    areas: tuple[float, ...] = ()
+    parts: int = 1
     image: ImageSpec
     any_size: bool = False
     mask_size: tuple[int, int]

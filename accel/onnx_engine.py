@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..contracts import Explanation, Floats, Uint8
+from ..contracts import Explanation, Floats, MaskQuery, Uint8
 from ..errors import EngineError, OutOfMemory, UsageError
 from .bundle import Bundle
 from .engine import run_in_batches
@@ -17,7 +17,6 @@ from .onnx_prune import prune_onnx
 
 __all__ = ["OnnxEngine"]
 
-_OUTPUTS = ("probabilities", "target_class", "mask")
 _ALLOCATION = ("allocate", "bad_alloc", "bad allocation", "out of memory")
 
 
@@ -36,40 +35,44 @@ class OnnxEngine:
         self.bundle = bundle
         self.providers = _resolve_providers(providers or ("cpu",))
         self.threads = threads or 0
-        self._outputs = list(_OUTPUTS)
-        self._full: ort.InferenceSession | None = None
-        self._classifier: ort.InferenceSession | None = None
+        self._sessions: dict[str, ort.InferenceSession] = {}
 
     @property
     def identity(self) -> str:
         """Engine, version and providers: what a cached golden pass holds for."""
         return f"onnxruntime {ort.__version__} {' '.join(self.providers)}"
 
-    def run(self, images: Uint8, target: NDArray[np.int64] | int | None = None) -> Explanation:
+    def run(
+        self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None
+    ) -> Explanation:
         """Predict and explain a batch; see `Engine.run`.
 
         Raises:
-            UsageError: images of another shape or dtype, or a target class that is not there.
+            UsageError: images of another shape or dtype, a target class that is not there, or a query for masks that
+                the bundle does not hold.
             OutOfMemory: the batch does not fit.
         """
-        images = self._checked_images(images)
-        if self._full is None:
-            self._full = self._session(self.bundle.graph.read_bytes())
-            self._outputs = [output.name for output in self._full.get_outputs()]
+        images, manifest = self._checked_images(images), self.bundle.manifest
+        asked = query or MaskQuery()
+        if query is not None:
+            self._check_query(query)
+        session = self._open("parts" if asked.parts else "mask")
         classes = self._checked_target(target, len(images))
-        manifest = self.bundle.manifest
         if manifest.splits and len(images) > manifest.batch:
             return run_in_batches(self, images, classes, manifest.batch)
-        if self.bundle.manifest.several_targets:
-            asked = classes.reshape(len(images), -1)
-        elif classes.ndim == 2:
-            return self._one_after_the_other(images, classes)
-        else:
-            asked = classes
-        answers = dict(
-            zip(self._outputs, self._run(self._full, self._outputs, {"image": images, "target": asked}), strict=True)
-        )
-        probabilities, chosen, mask = (answers.pop(name) for name in _OUTPUTS)
+        if classes.ndim == 2 and not manifest.several_targets:
+            return self._one_after_the_other(images, classes, query)
+        feeds: dict[str, Any] = {
+            "image": images,
+            "target": classes.reshape(len(images), -1) if manifest.several_targets else classes,
+        }
+        if manifest.areas:
+            feeds["areas"] = np.array(asked.areas or manifest.areas, dtype=np.float32)
+            feeds["rows"], feeds["columns"] = asked.places(manifest.mask_size)
+        outputs = [output.name for output in session.get_outputs()]
+        answers = dict(zip(outputs, self._run(session, outputs, feeds), strict=True))
+        probabilities, chosen = answers.pop("probabilities"), answers.pop("target_class")
+        mask = answers.pop("parts")[:, : asked.parts] if asked.parts else answers.pop("mask")
         return Explanation(
             probabilities=probabilities, target=chosen.reshape(classes.shape), mask=mask, diagnostics=answers
         )
@@ -77,14 +80,35 @@ class OnnxEngine:
     def probabilities(self, images: Uint8) -> Floats:
         """Predict a batch, (N, K), by a second graph cut out of the same file; see `Engine.probabilities`."""
         images = self._checked_images(images)
-        if self._classifier is None:
-            self._classifier = self._session(prune_onnx(self.bundle.graph.read_bytes(), ("probabilities",)))
-        (probabilities,) = self._run(self._classifier, ("probabilities",), {"image": images})
+        (probabilities,) = self._run(self._open("probabilities"), ("probabilities",), {"image": images})
         return np.asarray(probabilities)
 
-    def _one_after_the_other(self, images: Uint8, classes: NDArray[np.int64]) -> Explanation:
+    def _open(self, what: str) -> ort.InferenceSession:
+        """The session that gives the masks, the parts, or the probabilities alone; made when first needed."""
+        if what not in self._sessions:
+            graph = self.bundle.graph.read_bytes()
+            if what == "probabilities":
+                graph = prune_onnx(graph, (what,))
+            elif self.bundle.manifest.parts > 1:  # ONNX Runtime would compute both
+                graph = prune_onnx(graph, ("probabilities", "target_class", what))
+            self._sessions[what] = self._session(graph)
+        return self._sessions[what]
+
+    def _check_query(self, query: MaskQuery) -> None:
+        manifest = self.bundle.manifest
+        if not manifest.areas:
+            raise UsageError(
+                "this bundle's masks have one area and one size; functions of both are trained with: saccade train inr"
+            )
+        if not 0 <= query.parts <= (manifest.parts if manifest.parts > 1 else 0):
+            raise UsageError(
+                f"this bundle gives {manifest.parts} masks without a common pixel, not {query.parts}; more are trained "
+                "with --parts"
+            )
+
+    def _one_after_the_other(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None) -> Explanation:
         """Several classes of each image by a graph that takes one."""
-        parts = [self.run(images, column) for column in classes.T]
+        parts = [self.run(images, column, query) for column in classes.T]
         return Explanation(
             probabilities=parts[0].probabilities,
             target=np.stack([part.target for part in parts], 1),

@@ -11,10 +11,11 @@ from itertools import islice
 
 import numpy as np
 
-from ..contracts import Uint8
+from ..contracts import MaskQuery, Uint8
 from ..errors import ImageError, UsageError
 from .engine import Engine
 from .image import MAX_PIXELS, ImageSource, load_image, resize_image, source_name
+from .manifest import Manifest
 from .results import Failure, ImageExplanation
 
 __all__ = ["PipelineConfig", "explain_images"]
@@ -27,12 +28,14 @@ class PipelineConfig:
     Attributes:
         batch_size: images that go through the engine together; None takes the bundle's own.
         targets: class indices to explain for every image, each an answer of its own; -1 for the predicted class.
+        query: which masks of a bundle that holds them as functions, each an answer of its own; None for its own areas.
         decode_threads: threads that load images.
         max_pixels: an image with more is refused.
     """
 
     batch_size: int | None = None
     targets: tuple[int, ...] = (-1,)
+    query: MaskQuery | None = None
     decode_threads: int = 2
     max_pixels: int = MAX_PIXELS
 
@@ -64,43 +67,58 @@ def explain_images(
             waiting.append(item)
             if len(waiting) < size:
                 continue
-            yield from _explain_batch(engine, waiting, config.targets)
+            yield from _explain_batch(engine, waiting, config)
             waiting = []
             continue
         if waiting:
-            yield from _explain_batch(engine, waiting, config.targets)
+            yield from _explain_batch(engine, waiting, config)
             waiting = []
         if isinstance(item, Failure):
             yield item
         else:
             waiting = [item]
     if waiting:
-        yield from _explain_batch(engine, waiting, config.targets)
+        yield from _explain_batch(engine, waiting, config)
 
 
-def _explain_batch(engine: Engine, batch: list[_Loaded], targets: tuple[int, ...]) -> Iterator[ImageExplanation]:
-    manifest = engine.bundle.manifest
+def _explain_batch(engine: Engine, batch: list[_Loaded], config: PipelineConfig) -> Iterator[ImageExplanation]:
+    manifest, targets = engine.bundle.manifest, config.targets
     began = time.perf_counter()
     images = np.stack([item.pixels for item in batch])
     one = len(targets) == 1
-    answer = engine.run(images, targets[0] if one else np.tile(np.array(targets, dtype=np.int64), (len(batch), 1)))
+    asked = targets[0] if one else np.tile(np.array(targets, dtype=np.int64), (len(batch), 1))
+    answer = engine.run(images, asked, config.query)
     milliseconds = (time.perf_counter() - began) * 1e3 / (len(batch) * len(targets))
+    kinds = _kinds(manifest, config.query)
+    masks = answer.mask.reshape(len(batch), len(targets), len(kinds), *answer.mask.shape[2:])
     for index, item in enumerate(batch):
         for place in range(len(targets)):
             here = (index,) if one else (index, place)
-            yield ImageExplanation(
-                source=item.source,
-                image=item.image,
-                probabilities=answer.probabilities[index],
-                target=int(answer.target[here]),
-                class_names=manifest.class_names,
-                mask=answer.mask[index, place],
-                spec=manifest.image,
-                class_specific=manifest.class_specific,
-                milliseconds=milliseconds,
-                diagnostics={name: float(values[here]) for name, values in answer.diagnostics.items()},
-                variant="" if one else manifest.class_names[int(answer.target[here])],
-            )
+            name = "" if one else manifest.class_names[int(answer.target[here])]
+            for mask, (kind, numbers) in zip(masks[index, place], kinds, strict=True):
+                yield ImageExplanation(
+                    source=item.source,
+                    image=item.image,
+                    probabilities=answer.probabilities[index],
+                    target=int(answer.target[here]),
+                    class_names=manifest.class_names,
+                    mask=mask,
+                    spec=manifest.image,
+                    class_specific=manifest.class_specific,
+                    milliseconds=milliseconds,
+                    diagnostics={key: float(values[here]) for key, values in answer.diagnostics.items()} | numbers,
+                    variant=".".join(part for part in (name, kind) if part),
+                )
+
+
+def _kinds(manifest: Manifest, query: MaskQuery | None) -> list[tuple[str, dict[str, float]]]:
+    """Name and numbers of each mask that is given for one class of one image."""
+    if not manifest.areas:
+        return [("", {})]
+    areas = (query.areas if query else ()) or manifest.areas
+    if query and query.parts:
+        return [(f"mask {place + 1}", {"area": areas[0]}) for place in range(query.parts)]
+    return [(f"{area:.3g}", {"area": area}) for area in areas]
 
 
 def _load_ahead(

@@ -26,10 +26,10 @@ from saccade.cli.data import sample_images
 from saccade.errors import ModelError
 from saccade.evaluate.scenes import SceneBatch, SceneConfig, SceneSource
 from saccade.evaluate.weights_folder import WEIGHTS
-from saccade.export.write_bundle import export_gradient, export_ltx
+from saccade.export.write_bundle import export_gradient, export_trained
+from saccade.methods.checkpoint import load_checkpoint, read_record
 from saccade.methods.explainee import load_explainee
 from saccade.methods.gradient.config import GradientConfig
-from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 
 RESULTS = Path(__file__).parent / "results" / "any_class.json"
 FIRST, BATCH = 20_000, 20
@@ -70,7 +70,7 @@ def main() -> None:
         explainer, record = load_checkpoint(folder)
         samples = sample_images(record.data, record.image_spec)
         with tempfile.TemporaryDirectory() as temporary:
-            engines = {"LTX": open_engine(export_ltx(explainer, record, samples, Path(temporary) / "ltx"))}
+            engines = {"LTX": open_engine(export_trained(explainer, record, samples, Path(temporary) / "ltx"))}
             try:
                 explainee, config = load_explainee(record.explainee), GradientConfig(method="gradcam")
                 bundle = export_gradient(explainee, config, samples, Path(temporary) / "gradcam")

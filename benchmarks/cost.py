@@ -25,9 +25,9 @@ from zoo import build, photographs
 from saccade.accel.bench import bench_engine, machine
 from saccade.accel.bundle import Bundle
 from saccade.accel.engine import open_engine
-from saccade.export.write_bundle import export_ltx
+from saccade.export.write_bundle import export_trained
+from saccade.methods.checkpoint import CheckpointRecord
 from saccade.methods.explainee import Explainee, load_explainee
-from saccade.methods.ltx.checkpoint import CheckpointRecord
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import build_ltx
 
@@ -66,7 +66,7 @@ def export(explainee: Explainee, config: LTXConfig, out: Path) -> Bundle:
     for name, value in explainer.network.named_parameters():
         if "of_class" in name:
             torch.nn.init.normal_(value, 0, 0.2)
-    return export_ltx(explainer, CheckpointRecord.of(explainer, config, "photographs", 0), images, out)
+    return export_trained(explainer, CheckpointRecord.of(explainer, config, "photographs", 0), images, out)
 
 
 def main() -> None:

@@ -35,10 +35,10 @@ from saccade.contracts import Uint8
 from saccade.evaluate.baselines import centre_gaussian, random_masks
 from saccade.evaluate.metrics import Estimate, Predict, make_metrics
 from saccade.evaluate.weights_folder import WEIGHTS
-from saccade.export.write_bundle import export_gradient, export_ltx
+from saccade.export.write_bundle import export_gradient, export_trained
+from saccade.methods.checkpoint import load_checkpoint, read_record
 from saccade.methods.explainee import Explainee, load_explainee
 from saccade.methods.gradient.config import GradientConfig
-from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "faithfulness.json"
@@ -102,7 +102,7 @@ def evaluate_model(
             if not wanted(name):
                 continue
             target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
-            engine = open_engine(export_ltx(explainer, about, sample_images(about.data, about.image_spec), target))
+            engine = open_engine(export_trained(explainer, about, sample_images(about.data, about.image_spec), target))
             contenders.append(bundle_contender(engine, stack))
             predict = engine.probabilities
         for method in filter(wanted, methods):

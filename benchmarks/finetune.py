@@ -28,12 +28,12 @@ from saccade.contracts import Uint8
 from saccade.evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from saccade.evaluate.scenes import SceneSource
 from saccade.evaluate.weights_folder import WEIGHTS
+from saccade.methods.checkpoint import load_checkpoint, read_record
 from saccade.methods.explainee import guest
-from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.finetune import FinetuneConfig, finetune
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
-from saccade.methods.ltx.train import to_float
+from saccade.methods.train import to_float
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 STEPS, BATCH, FIRST = 25, 16, 20_000

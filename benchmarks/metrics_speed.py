@@ -33,8 +33,8 @@ from saccade.contracts import Uint8
 from saccade.evaluate.metrics import Sample, deletion, make_metrics, measure
 from saccade.evaluate.scenes import SceneSource
 from saccade.evaluate.weights_folder import WEIGHTS
-from saccade.export.write_bundle import export_ltx
-from saccade.methods.ltx.checkpoint import load_checkpoint
+from saccade.export.write_bundle import export_trained
+from saccade.methods.checkpoint import load_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 FOUR = ("insertion", "deletion", "positive", "negative")
@@ -192,7 +192,7 @@ def main() -> None:
     explainer, record = load_checkpoint(WEIGHTS / "scenes_resnet_ltx_shared")
     with tempfile.TemporaryDirectory() as folder:
         engine = open_engine(
-            export_ltx(explainer, record, sample_images(record.data, record.image_spec), Path(folder) / "bundle")
+            export_trained(explainer, record, sample_images(record.data, record.image_spec), Path(folder) / "bundle")
         )
         batch = largest_batch(engine, 2048)
         about: dict[str, Any] = {"machine": machine(), "batch": batch, "steps": STEPS}

@@ -18,6 +18,8 @@ _COLOURS = {
     "area": "#3a9459",
     "entropy": "#8e5bb5",
     "elsewhere": "#b58a1f",
+    "binary": "#3a9459",
+    "nested": "#8e5bb5",
 }
 _INK, _PALE = "#22262b", "#d9dce0"
 _WINDOW = 25  # steps of the running mean, at most

@@ -88,15 +88,15 @@ def demo(out: Path) -> None:
 def _ltx(model: str, form: str) -> Export:
     """Exports one of the LTX explainers that come with Saccade."""
     from ..evaluate.weights_folder import WEIGHTS
-    from ..export.write_bundle import export_ltx
-    from ..methods.ltx.checkpoint import load_checkpoint
+    from ..export.write_bundle import export_trained
+    from ..methods.checkpoint import load_checkpoint
     from .data import sample_images
 
     def export(folder: Path, on_stage: Callable[[str], None]) -> Bundle:
         explainer, record = load_checkpoint(WEIGHTS / f"{model.replace(':', '_')}_ltx_{form}")
         images = sample_images(record.data, record.image_spec)
         out = folder / f"{model.replace(':', '-')}-ltx-{form}"
-        return export_ltx(explainer, record, images, out, overwrite=True, on_stage=on_stage)
+        return export_trained(explainer, record, images, out, overwrite=True, on_stage=on_stage)
 
     return export
 

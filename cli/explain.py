@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import any_json, engine_options
+from .options import Areas, any_json, engine_options
 
 if TYPE_CHECKING:
     from ..accel.results import ImageExplanation
@@ -80,16 +80,17 @@ __all__ = ["explain"]
 )
 @click.option(
     "--areas",
+    type=Areas(),
     default="0.05,0.1,0.2,0.3",
     show_default=True,
     metavar="A,B,…",
-    help="With --method inr: fractions of the image that masks keep.",
+    help="Fractions of the image that masks keep: with --method inr, or a bundle of train inr.",
 )
 @click.option(
     "--several",
     type=click.IntRange(1),
     metavar="N",
-    help="With --method inr: up to N masks without a common pixel, of the first of --areas each.",
+    help="As --areas, but up to N masks without a common pixel, of the first of --areas each.",
 )
 @click.option(
     "--objective",
@@ -139,7 +140,7 @@ def explain(
     method: str | None,
     spec: str | None,
     weights: str | None,
-    areas: str,
+    areas: tuple[float, ...],
     several: int | None,
     objective: str,
     updates: int,
@@ -163,6 +164,7 @@ def explain(
       saccade explain pets.jpg --bundle bundle --target cat --target dog
       saccade explain photos/ --checkpoint runs/ltx --finetune 25
       saccade explain cat.jpg --method inr --model torchvision:resnet50 --areas 0.05,0.1,0.2
+      saccade explain cat.jpg --bundle functions --areas 0.03,0.08 --format mask
     """
     from PIL import Image
 
@@ -170,6 +172,7 @@ def explain(
     from ..accel.image import find_images
     from ..accel.pipeline import PipelineConfig, explain_images
     from ..accel.results import Failure, ResultWriter
+    from ..contracts import MaskQuery
     from ..errors import UsageError, require
     from .progress import counting_progress
 
@@ -186,12 +189,13 @@ def explain(
         from ..methods.inr.several import SeveralConfig
         from .inr import INRJob, explain_by_optimisation
 
-        config = INRConfig(areas=_areas(areas), objective=objective, steps=updates)  # type: ignore[arg-type]
+        config = INRConfig(areas=areas, objective=objective, steps=updates)  # type: ignore[arg-type]
         masks = None if several is None else SeveralConfig(most=several, area=config.areas[0])
         job = INRJob(spec, weights or "pretrained", targets, config, masks)
         return explain_by_optimisation(find_images(list(paths)), job, out, formats, batch_size or 16, pixels, as_json)
-    _refuse_given(context, ("areas", "several", "objective", "updates"), "belongs to --method inr")
+    _refuse_given(context, ("objective", "updates"), "belongs to --method inr")
     if checkpoint is not None or steps is not None:
+        _refuse_given(context, ("areas", "several"), "does not go with --finetune")
         _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")
         if checkpoint is None or steps is None:
             raise click.UsageError("--finetune STEPS and --checkpoint DIR go together")
@@ -232,7 +236,9 @@ def explain(
             f"the probability is that of '{manifest.class_names[indices[0]]}'.",
             err=True,
         )
-    pipeline = PipelineConfig(batch_size=batch_size, targets=indices, max_pixels=pixels)
+    asked = areas if _is_given(context, "areas") else ()
+    query = MaskQuery(areas=asked, parts=several or 0) if asked or several else None
+    pipeline = PipelineConfig(batch_size=batch_size, targets=indices, query=query, max_pixels=pixels)
     folder = out or (None if as_json else Path("explanations"))
     writer = ResultWriter(folder, formats) if folder else None
     failed = done = 0
@@ -263,19 +269,15 @@ def explain(
     return 1 if failed else 0
 
 
-def _areas(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"--areas takes numbers between commas, such as 0.05,0.1, not '{text}'") from None
-
-
 def _refuse_given(context: click.Context, names: Sequence[str], why: str) -> None:
     """Refuse options of the other mode, rather than ignore them."""
     for parameter in context.command.params:
-        default = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.DEFAULT
-        if parameter.name in names and not default:
+        if parameter.name in names and _is_given(context, parameter.name):
             raise click.UsageError(f"{parameter.opts[0]} {why}")
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: Path | None) -> None:

@@ -146,8 +146,8 @@ def _export_checkpoint(
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> Bundle:
-    from ..export.write_bundle import export_ltx
-    from ..methods.ltx.checkpoint import load_checkpoint, load_samples, read_record
+    from ..export.write_bundle import export_trained
+    from ..methods.checkpoint import load_checkpoint, load_samples, read_record
     from .data import sample_images
     from .options import resolve_model
 
@@ -156,7 +156,7 @@ def _export_checkpoint(
     if images is None:
         images = sample_images(data or record.data, record.image_spec)
     explainer, record = load_checkpoint(checkpoint, spec=resolve_model(spec) if spec else None, weights=weights)
-    return export_ltx(explainer, record, images, out, any_size=any_size, overwrite=overwrite, on_stage=on_stage)
+    return export_trained(explainer, record, images, out, any_size=any_size, overwrite=overwrite, on_stage=on_stage)
 
 
 def _export_method(

@@ -22,14 +22,14 @@ from ..accel.bundle import class_index
 from ..accel.image import ImageSource
 from ..accel.results import Failure, ImageExplanation, ResultWriter
 from ..contracts import Uint8
-from ..errors import ModelError, OutOfMemory
+from ..errors import ModelError, OutOfMemory, UsageError
 from ..evaluate.metrics import Sample, difference, estimate, make_metrics, measure
+from ..methods.checkpoint import load_checkpoint
 from ..methods.features import device_of
-from ..methods.ltx.checkpoint import load_checkpoint
 from ..methods.ltx.config import LTXConfig
 from ..methods.ltx.finetune import FinetuneConfig, FineTuned, finetune
 from ..methods.ltx.model import LTXExplainer
-from ..methods.ltx.train import to_float
+from ..methods.train import to_float
 from .evaluate import mean_colour
 from .loading import LoadedImage, chunks, loaded
 from .options import resolve_model
@@ -85,6 +85,11 @@ def explain_finetuned(
     """
     config = FinetuneConfig(**settings)
     explainer, record = load_checkpoint(checkpoint, spec=resolve_model(spec) if spec else None, weights=weights)
+    if not isinstance(explainer, LTXExplainer) or not isinstance(record.config, LTXConfig):
+        raise UsageError(
+            f"'{checkpoint}' is a checkpoint of train {record.method}; --finetune goes on from one of train ltx"
+        )
+    losses = record.config
     explainer.to("cuda" if torch.cuda.is_available() else "cpu")
     asked = [class_index(target, record.class_names) for target in targets] or [-1]
     folder = out or (None if as_json else Path("explanations"))
@@ -98,7 +103,7 @@ def explain_finetuned(
             ):
                 readable = [item for item in chunk if not isinstance(item, Failure)]
                 count = len(readable) * len(asked)
-                job = _Job(explainer, asked, record.config, config, gains, measured=not as_json)
+                job = _Job(explainer, asked, losses, config, gains, measured=not as_json)
                 tuned = _tuned(job, readable, partial(_advance, progress, bar, count))
                 for item in chunk:
                     for result in [item] if isinstance(item, Failure) else tuned.pop(0):

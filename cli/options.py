@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-__all__ = ["BatchSizes", "any_json", "bundle_argument", "engine_options", "read_class_names", "resolve_model"]
+__all__ = ["Areas", "BatchSizes", "any_json", "bundle_argument", "engine_options", "read_class_names", "resolve_model"]
 
 SHORT_SPECS = {
     "scenes:resnet": "python:saccade.evaluate.scenes_models:resnet",
@@ -81,3 +81,18 @@ class BatchSizes(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         if not sizes or min(sizes) < 1:
             self.fail(f"'{value}' is not a list of batch sizes; write for example 1,8,32", param, ctx)
         return sizes
+
+
+class Areas(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Areas of masks as ``0.05,0.1``."""
+
+    name = "areas"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse a comma-separated list of numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of areas; write for example 0.05,0.1", param, ctx)

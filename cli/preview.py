@@ -21,7 +21,7 @@ from ..errors import OutputError
 from .curve import draw_curve
 
 if TYPE_CHECKING:
-    from ..methods.ltx.train import StepReport
+    from ..methods.train import StepReport
 
 __all__ = ["CURVE_FILE", "MASKS_FOLDER", "PREVIEW_FILE", "TrainingDisplay", "half_blocks"]
 

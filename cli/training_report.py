@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from ..contracts import ImageSpec, Uint8
 from ..errors import OutputError
 from ..evaluate.metrics import make_metrics
-from ..methods.ltx.train import masks_of, probabilities_of
+from ..methods.train import masks_of, probabilities_of
 from .evaluate import mean_colour, record
 from .evaluation import Contender, Evaluation, evaluate_contenders
 from .evaluation_data import EvaluationData
 
 if TYPE_CHECKING:
-    from ..methods.ltx.model import LTXExplainer
-    from ..methods.ltx.train import Validate
+    from ..methods.train import Validate
+    from ..methods.training.explainer import TrainedExplainer
 
 __all__ = ["REPORT_FILE", "compare", "validation", "write_report"]
 
@@ -34,7 +34,7 @@ def validation(data: EvaluationData, spec: ImageSpec) -> Validate:
     """Insertion − deletion on images that are not trained on: the mean, −1 to 1, higher is better."""
     metrics = make_metrics(["insertion-deletion"], fill=mean_colour(spec.mean), steps=_POINTS)
 
-    def score(explainer: LTXExplainer) -> float:
+    def score(explainer: TrainedExplainer) -> float:
         result = evaluate_contenders(
             [_contender("explainer", explainer)], metrics, data, partial(probabilities_of, explainer), batch_size=_BATCH
         )
@@ -43,7 +43,7 @@ def validation(data: EvaluationData, spec: ImageSpec) -> Validate:
     return score
 
 
-def compare(untrained: LTXExplainer, trained: LTXExplainer, data: EvaluationData) -> Evaluation:
+def compare(untrained: TrainedExplainer, trained: TrainedExplainer, data: EvaluationData) -> Evaluation:
     """Both explainers by the metrics of ``saccade evaluate``, on the same images."""
     names = ("pointing", *_METRICS) if data.has_evidence else _METRICS
     fill: Any = mean_colour(trained.explainee.image_spec.mean)
@@ -70,7 +70,7 @@ def write_report(folder: Path, result: Evaluation, about: dict[str, Any]) -> str
     return text
 
 
-def _contender(name: str, explainer: LTXExplainer) -> Contender:
+def _contender(name: str, explainer: TrainedExplainer) -> Contender:
     def explain(images: Uint8, target: NDArray[np.int64]) -> NDArray[Any]:
         return masks_of(explainer, images)[1][:, 0]
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from .resize_graph import prepend_resize
 __all__ = ["OPSET", "MeanPooling", "export_onnx"]
 
 OPSET = 22  # the newest that both ONNX Runtime and TensorRT's parser read
-OUTPUTS = ("probabilities", "target_class", "mask")  # an ONNX output cannot be called like an input, so not "target"
 
 
 def export_onnx(
@@ -33,40 +32,39 @@ def export_onnx(
     spec: ImageSpec,
     path: Path,
     *,
+    example: Mapping[str, tuple[torch.Tensor, Mapping[int, str]]],
+    outputs: Sequence[str],
     any_size: bool = False,
-    diagnostics: Sequence[str] = (),
     rewrite: bool = True,
-    several_targets: bool = False,
 ) -> None:
-    """Export a module of (image, target) with a dynamic batch, check the file, and write it.
+    """Export a module with a dynamic batch, check the file, and write it.
 
     Args:
-        module: maps uint8 (N, H, W, 3) and int64 (N,) to probabilities, target class, mask, and diagnostics.
+        module: what becomes the graph; the first of its inputs is `image`, uint8 (N, H, W, 3).
         spec: the model's input; its size goes into the graph.
         path: where the file goes.
+        example: inputs to trace with, by name in their order, each with the names of its dynamic axes.
+        outputs: names of what the module gives.
         any_size: put the cut and the antialiased resize into the graph, so that it takes images of any height and
             width.
-        diagnostics: names of further outputs, (N,) each.
-        several_targets: the module's second input is int64 (N, T), with T dynamic too.
         rewrite: try PyTorch's rewrite rules on every node, which takes minutes on the graph of a gradient.
 
     Raises:
         ModelError: the model cannot be traced; the message says where.
     """
-    height, width = spec.size
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
-    target = torch.full((2, 3) if several_targets else (2,), -1, dtype=torch.int64)
-    axes = {0: "batch", 1: "targets"} if several_targets else {0: "batch"}
+    two = ("image", "target")  # arguments with names of their own; what follows is one of any number
+    shapes: dict[str, Any] = {name: dict(example[name][1]) for name in two}
+    if more := tuple(dict(axes) for name, (_, axes) in example.items() if name not in two):
+        shapes["query"] = more
     try:
         with _quiet(), MeanPooling():
             program = torch.onnx.export(
                 module.eval(),
-                (image, target),
+                tuple(value for value, _ in example.values()),
                 dynamo=True,
-                dynamic_shapes={"image": {0: "batch"}, "target": axes},
-                input_names=["image", "target"],
-                output_names=[*OUTPUTS, *diagnostics],
+                dynamic_shapes=shapes,
+                input_names=list(example),
+                output_names=list(outputs),
                 opset_version=OPSET,
                 optimize=rewrite,
                 verbose=False,

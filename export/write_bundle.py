@@ -23,18 +23,21 @@ from ..accel.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, FileEntry, 
 from ..accel.onnx_engine import OnnxEngine
 from ..contracts import Explanation, Floats, ImageSpec, Uint8
 from ..errors import OutputError
+from ..methods.checkpoint import CheckpointRecord
 from ..methods.explainee import Explainee, guest
 from ..methods.gradient.config import METHODS, GradientConfig
 from ..methods.gradient.explainer import GradientExplainer
-from ..methods.ltx.checkpoint import CheckpointRecord
+from ..methods.inr.amortized import AmortizedExplainer
 from ..methods.ltx.model import LTXExplainer
+from ..methods.training.explainer import TrainedExplainer
 from .graph import ExplainerGraph, TracedExplainer
 from .parity import BATCHES, FEW, error_of_float32, explain_in_torch, measure_parity, require_parity
 from .to_onnx import OPSET, export_onnx
 
-__all__ = ["GOLDEN_COUNT", "export_gradient", "export_ltx"]
+__all__ = ["GOLDEN_COUNT", "export_gradient", "export_trained"]
 
 GOLDEN_COUNT = 8
+_LTX_FORMS = {"shared": "LTX (shared trunk)", "own": "LTX (own backbone)"}
 _PACKAGES = ("saccade", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _UNPROVEN = ParityReport(
     images=0,
@@ -68,10 +71,12 @@ class _About:
     batches: Sequence[int] = BATCHES
     few: int | None = None
     batch: int = 8
+    areas: tuple[float, ...] = ()
+    parts: int = 1
 
 
-def export_ltx(
-    explainer: LTXExplainer,
+def export_trained(
+    explainer: TrainedExplainer,
     record: CheckpointRecord,
     images: Uint8,
     out: Path,
@@ -80,7 +85,7 @@ def export_ltx(
     overwrite: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Bundle:
-    """Export an LTX explainer, prove it, and write the bundle.
+    """Export a trained explainer, prove it, and write the bundle.
 
     Args:
         explainer: the trained explainer.
@@ -96,10 +101,12 @@ def export_ltx(
         ParityError: the graph does not pass the gate; nothing is written.
         OutputError: `out` exists and `overwrite` is not set, or cannot be written.
     """
-    form = record.config.form
+    assert isinstance(explainer, (LTXExplainer, AmortizedExplainer)), "there are no others"
+    functions = explainer if isinstance(explainer, AmortizedExplainer) else None
+    how = "a coordinate network" if functions else _LTX_FORMS[record.config.form]  # type: ignore[attr-defined]
     about = _About(
-        name=f"{record.explainee} explained by LTX ({'shared trunk' if form == 'shared' else 'own backbone'})",
-        method="ltx",
+        name=f"{record.explainee} explained by {how}",
+        method=record.method,
         parameters={
             **asdict(record.config),
             "layers": list(record.layers),
@@ -107,7 +114,9 @@ def export_ltx(
             "data": record.data,
         },
         class_specific=explainer.class_specific,
-        several_targets=explainer.class_specific,
+        several_targets=explainer.class_specific and not functions,
+        areas=record.config.areas if functions else (),  # type: ignore[attr-defined]
+        parts=functions.parts if functions else 1,
         image_spec=record.image_spec,
         class_names=record.class_names,
         explainee={"spec": record.explainee, "weights": Path(record.weights).name, "fingerprint": record.fingerprint},
@@ -136,7 +145,7 @@ def export_gradient(
     Args:
         explainee: the classifier; left as it is.
         config: the method and its settings.
-        images: as for `export_ltx`.
+        images: as for `export_trained`.
         out: folder of the bundle.
         any_size: resize inside the graph.
         overwrite: replace a bundle that is there.
@@ -223,10 +232,10 @@ def _finish(
         graph,
         about.image_spec,
         folder / GRAPH_FILE,
+        example=original_graph.example(),
+        outputs=original_graph.outputs,
         any_size=any_size,
-        diagnostics=original_graph.diagnostics,
-        several_targets=original_graph.several_targets,
-        rewrite=isinstance(original_graph.explainer, LTXExplainer),
+        rewrite=isinstance(original_graph.explainer, TrainedExplainer),
     )
 
     def asking(who: str) -> Callable[[int], None]:
@@ -275,6 +284,8 @@ def _describe(
         parameters=about.parameters,
         class_specific=about.class_specific,
         several_targets=about.several_targets,
+        areas=about.areas,
+        parts=about.parts,
         image=about.image_spec,
         any_size=any_size,
         mask_size=(int(original.mask.shape[2]), int(original.mask.shape[3])),

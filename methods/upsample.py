@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BilinearUpsample", "interpolation_matrix"]
+__all__ = ["BilinearUpsample", "interpolation_matrix", "sampling_matrix"]
 
 _BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
 _ONE_THREAD = 2**16  # multiplications of a product that ONNX Runtime gives to one thread: to wake two costs more
@@ -46,3 +46,15 @@ def interpolation_matrix(source: int, size: int, dtype: torch.dtype = torch.floa
     identity = torch.eye(source, dtype=dtype).reshape(source, 1, source, 1)
     stretched = F.interpolate(identity, size=(size, 1), mode="bilinear", align_corners=False)
     return stretched.reshape(source, size).T.contiguous()
+
+
+def sampling_matrix(places: Tensor, source: int) -> Tensor:
+    """Weights (P, source) of bilinear interpolation along one axis at any places.
+
+    Args:
+        places: (P,) in (−1, 1) from edge to edge, as of `grid_of_points`; beyond the outer pixels' centres these hold.
+        source: number of pixels.
+    """
+    position = ((places + 1) / 2 * source - 0.5).clamp(0, source - 1)
+    pixels = torch.arange(source, dtype=places.dtype, device=places.device)
+    return (1 - (position[:, None] - pixels).abs()).clamp_min(0)

@@ -67,8 +67,8 @@ def tiny_explainee() -> Explainee:
 
 def make_bundle(explainee: Explainee, out: Path, *, form: str = "shared", any_size: bool = False) -> Path:
     """Export an untrained explainer whose masks vary from image to image."""
-    from saccade.export.write_bundle import export_ltx
-    from saccade.methods.ltx.checkpoint import CheckpointRecord
+    from saccade.export.write_bundle import export_trained
+    from saccade.methods.checkpoint import CheckpointRecord
     from saccade.methods.ltx.config import LTXConfig
     from saccade.methods.ltx.model import build_ltx
 
@@ -78,7 +78,7 @@ def make_bundle(explainee: Explainee, out: Path, *, form: str = "shared", any_si
     randomise(explainer.network, seed=1)
     images = np.random.default_rng(0).integers(0, 256, (16, *explainee.image_spec.size, 3), dtype=np.uint8)
     images[::2] //= 4  # dark ones too, so that not all masks are alike
-    export_ltx(explainer, CheckpointRecord.of(explainer, config, "noise", 0), images, out, any_size=any_size)
+    export_trained(explainer, CheckpointRecord.of(explainer, config, "noise", 0), images, out, any_size=any_size)
     return out
 
 

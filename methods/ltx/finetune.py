@@ -45,8 +45,8 @@ class FinetuneConfig:
         score_every: steps between two masks that may be chosen; the first and the last always are.
         take_turns: of the preservation and the complement term one each step, in turn, for half the cost.
         clip: largest norm of an image's gradient.
-        precision: ``"bf16"`` runs the classifier in autocast, which is faster where the processor has it; on a CPU image
-            by image, since in a batch what differs in the last digit would be rounded to different numbers.
+        precision: ``"bf16"`` runs the classifier in autocast, faster where the processor has it; on a CPU image by
+            image, since in a batch what differs in the last digit would be rounded to different numbers.
     """
 
     steps: int = 25

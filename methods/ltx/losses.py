@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..training.explainer import Losses, weighted
 from .config import AreaForm, LTXConfig
 
 __all__ = [
     "TERMS",
-    "LTXLosses",
     "area_loss",
     "complement_loss",
     "elsewhere_loss",
@@ -24,19 +21,6 @@ __all__ = [
 ]
 
 TERMS = ("preserve", "complement", "area", "entropy", "elsewhere")
-
-
-@dataclass(frozen=True)
-class LTXLosses:
-    """The losses of a batch.
-
-    Attributes:
-        terms: by name, before weighting, one number per image, (N,); a term whose weight is 0 is not there.
-        total: mean over the batch of their weighted sum, a scalar.
-    """
-
-    terms: Mapping[str, Tensor]
-    total: Tensor
 
 
 def preserve_loss(kept_logits: Tensor, target: Tensor) -> Tensor:
@@ -82,7 +66,7 @@ def total_loss(
     target: Tensor,
     config: LTXConfig,
     elsewhere: Tensor | None = None,
-) -> LTXLosses:
+) -> Losses:
     """The losses of a batch; pass no logits for a term that is off, and where nothing may be kept, if that is known."""
     terms: dict[str, Tensor] = {}
     if kept_logits is not None:
@@ -95,5 +79,4 @@ def total_loss(
         terms["entropy"] = entropy_loss(mask)
     if config.elsewhere and elsewhere is not None:
         terms["elsewhere"] = elsewhere_loss(mask, elsewhere)
-    weighted = [getattr(config, name) * values.mean() for name, values in terms.items()]
-    return LTXLosses(terms, torch.stack(weighted).sum())
+    return weighted(terms, config)

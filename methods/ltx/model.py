@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..explainee import Explainee, load_explainee
 from ..features import capture, device_of
+from ..places import enlarge_to
 from ..representation import class_weights, linear_head
 from ..spatial import SpatialLayers, spatial_layers
+from ..training.explainer import TrainedExplainer
 from ..upsample import BilinearUpsample
 from .backbone import OwnBackbone
 from .config import LTXConfig
-from .decoder import MaskDecoder, enlarge_to
+from .decoder import MaskDecoder
 
 __all__ = ["LTXExplainer", "Predicted", "build_ltx"]
 
@@ -41,7 +43,7 @@ class Predicted(NamedTuple):
     maps: list[Tensor]
 
 
-class LTXExplainer(nn.Module):
+class LTXExplainer(TrainedExplainer):
     """Explainee and explainer network as one module.
 
     The network says which positions matter, a selection in (0, 1) that saturates where the evidence is, and so does
@@ -57,9 +59,6 @@ class LTXExplainer(nn.Module):
         spatial: the explainee's layers that a `MaskDecoder` reads, and from which the evidence comes.
         grid: (height, width) of the mask before up-sampling.
         head: weights (K, C) of the explainee's linear head on the coarsest layer, or None to use the selection alone.
-
-    Attributes:
-        class_specific: the mask is about any class that is asked for; if not, about the predicted one.
     """
 
     head: Tensor | None
@@ -72,14 +71,11 @@ class LTXExplainer(nn.Module):
         grid: tuple[int, int],
         head: Tensor | None = None,
     ) -> None:
-        super().__init__()
+        knows_classes = isinstance(network, MaskDecoder) and network.of_class is not None
+        super().__init__(explainee, network, class_specific=knows_classes)
         largest = 1 if head is None else 1 + LIFT  # the largest value before up-sampling
         self.upsample = BilinearUpsample(grid, explainee.image_spec.size, 1 / largest)
-        self.explainee = explainee
-        self.classifier = explainee.model
-        self.network = network
         self.spatial = spatial
-        self.class_specific = isinstance(network, MaskDecoder) and network.of_class is not None
         self.register_buffer("head", None if head is None else head.detach().clone(), persistent=False)
 
     @property
@@ -123,12 +119,6 @@ class LTXExplainer(nn.Module):
         if isinstance(self.network, OwnBackbone):
             return Predicted(logits, chosen, self.network(images), maps)
         return Predicted(logits, chosen, self.network(maps, chosen), maps)
-
-    def train(self, mode: bool = True) -> LTXExplainer:
-        """Switch the network; the explainee stays in eval mode."""
-        super().train(mode)
-        self.classifier.eval()
-        return self
 
 
 def build_ltx(explainee: Explainee, config: LTXConfig, *, pretrained: bool = True) -> LTXExplainer:

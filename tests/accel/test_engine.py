@@ -230,6 +230,9 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
+    def get_outputs(self) -> list[Any]:
+        return []
+
     def run(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
         raise self.error
 
@@ -241,7 +244,7 @@ class Failing:
 def test_a_batch_that_does_not_fit_says_which_batch_might(
     engine: OnnxEngine, images: Uint8, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_full", Failing(error))
+    monkeypatch.setitem(engine._sessions, "mask", Failing(error))
     with pytest.raises(OutOfMemory, match=r"batch of 8 images.*--batch-size 2"):
         engine.run(images)
     with pytest.raises(OutOfMemory, match=r"batch of 1 images(?!.*--batch-size)"):
@@ -251,7 +254,7 @@ def test_a_batch_that_does_not_fit_says_which_batch_might(
 def test_another_failure_of_onnxruntime_is_an_engine_error_of_one_line(
     engine: OnnxEngine, images: Uint8, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_full", Failing(RuntimeError("something odd\nwith a stack")))
+    monkeypatch.setitem(engine._sessions, "mask", Failing(RuntimeError("something odd\nwith a stack")))
     with pytest.raises(EngineError, match=r"batch of 8 images: something odd$"):
         engine.run(images)
 
@@ -362,7 +365,7 @@ class Doctored:
     def change(self, answer: Explanation) -> Explanation:
         return answer
 
-    def run(self, images: Uint8, target: Any = None) -> Explanation:
+    def run(self, images: Uint8, target: Any = None, query: Any = None) -> Explanation:
         self.calls += 1
         return self.change(self.engine.run(images, target))
 

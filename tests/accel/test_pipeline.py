@@ -40,7 +40,7 @@ class Spy:
         self.engine, self.bundle = engine, engine.bundle
         self.batches: list[tuple[int, ...]] = []
 
-    def run(self, images: Uint8, target: Any = None) -> Explanation:
+    def run(self, images: Uint8, target: Any = None, query: Any = None) -> Explanation:
         self.batches.append(images.shape)
         return self.engine.run(images, target)
 
@@ -57,7 +57,7 @@ class AnySize:
         self.bundle = Bundle(bundle.path, bundle.manifest.model_copy(update={"any_size": True}))
         self.batches: list[tuple[int, ...]] = []
 
-    def run(self, images: Uint8, target: Any = None) -> Explanation:
+    def run(self, images: Uint8, target: Any = None, query: Any = None) -> Explanation:
         self.batches.append(images.shape)
         mask = np.broadcast_to(images[:, 0, 0, 0].reshape(-1, 1, 1, 1) / np.float32(255), (len(images), 1, 4, 4))
         return Explanation(

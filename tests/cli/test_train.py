@@ -24,10 +24,10 @@ from saccade.cli.training_data import FolderStream, SceneStream, open_training_d
 from saccade.errors import ImageError
 from saccade.evaluate.metrics import Sample, deletion, insertion, measure
 from saccade.evaluate.scenes import SceneConfig, SceneSource
-from saccade.methods.ltx.checkpoint import load_checkpoint, read_record
+from saccade.methods.checkpoint import load_checkpoint, read_record
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
-from saccade.methods.ltx.train import masks_of, probabilities_of
+from saccade.methods.train import masks_of, probabilities_of
 
 Run = Callable[..., tuple[int, str, str]]
 MODEL = ("train", "ltx", "--model", "python:squares:random_model")

@@ -19,11 +19,11 @@ from saccade.evaluate.scene_material import load_photograph
 from saccade.export.graph import ExplainerGraph
 from saccade.export.parity import error_of_float32, explain_in_torch, failures, measure_parity, require_parity
 from saccade.export.resize_graph import prepend_resize
-from saccade.export.write_bundle import export_ltx
+from saccade.export.write_bundle import export_trained
+from saccade.methods.checkpoint import CheckpointRecord
 from saccade.methods.explainee import Explainee
 from saccade.methods.gradient.config import GradientConfig
 from saccade.methods.gradient.explainer import GradientExplainer
-from saccade.methods.ltx.checkpoint import CheckpointRecord
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
 
@@ -49,7 +49,7 @@ def record_of(explainer: LTXExplainer) -> CheckpointRecord:
 def test_the_graph_answers_like_plain_torch(
     tiny_explainee: Explainee, explainer: LTXExplainer, images: np.ndarray, tmp_path: Path, batch: int
 ) -> None:
-    export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
     session = ort.InferenceSession(tmp_path / "bundle" / "explainer.onnx")
     given = np.where(np.arange(batch) % 2 == 0, -1, 3)
     probabilities, target, mask = session.run(None, {"image": images[:batch], "target": given})
@@ -71,7 +71,7 @@ def test_the_graph_answers_like_plain_torch(
 
 
 def test_the_manifest_describes_the_graph(explainer: LTXExplainer, images: np.ndarray, tmp_path: Path) -> None:
-    bundle = export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    bundle = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
     model = onnx.load(bundle.graph)
     assert open_bundle(bundle.path).manifest == bundle.manifest
     assert {value.name for value in model.graph.input} == {"image", "target"}
@@ -99,7 +99,7 @@ def test_a_frozen_map_is_refused(
         LTXExplainer, "forward", lambda self, x: (self.classifier(x), frozen.expand(x.shape[0], -1, -1, -1))
     )
     with pytest.raises(ParityError, match="hardly depends on the image"):
-        export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+        export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +114,7 @@ def test_a_mask_that_depends_on_batch_mates_is_refused(
 
     monkeypatch.setattr(LTXExplainer, "forward", over_the_batch)
     with pytest.raises(ParityError, match="depends on its batch"):
-        export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+        export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,7 +142,7 @@ def test_the_gate_sees_each_difference(
 ) -> None:
     from saccade.export.graph import ExplainerGraph
 
-    bundle = export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    bundle = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
     original = explain_in_torch(ExplainerGraph(explainer), images)
     report = measure_parity(open_engine(bundle), images, original, class_specific=False)
     assert failures(report) == []
@@ -166,16 +166,16 @@ def test_pytorch_s_own_error_is_that_of_the_masks_that_the_graph_is_held_against
 
 def test_the_gate_needs_sixteen_images(explainer: LTXExplainer, images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 16 images and got 15"):
-        export_ltx(explainer, record_of(explainer), images[:15], tmp_path / "bundle")
+        export_trained(explainer, record_of(explainer), images[:15], tmp_path / "bundle")
 
 
 def test_an_existing_bundle_is_replaced_only_when_asked(
     explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
 ) -> None:
-    first = export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    first = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
     with pytest.raises(OutputError, match="--overwrite"):
-        export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
-    second = export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle", overwrite=True)
+        export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
+    second = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle", overwrite=True)
     assert open_bundle(tmp_path / "bundle").manifest == second.manifest
     assert first.path == second.path
 
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(OutputError, match="No space left"):
-        export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+        export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,7 +197,7 @@ def test_export_leaves_the_model_as_found(tiny_explainee: Explainee, images: np.
     explainer.network.requires_grad_(True)
     before = {name: (p.requires_grad, p.detach().clone()) for name, p in explainer.named_parameters()}
     hooks = [len(module._forward_hooks) for module in explainer.modules()]
-    export_ltx(explainer, record_of(explainer), images, tmp_path / "bundle")
+    export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
     for name, parameter in explainer.named_parameters():
         assert parameter.requires_grad == before[name][0]
         assert torch.equal(parameter, before[name][1])
@@ -236,8 +236,8 @@ def test_the_resize_inside_equals_pillow_to_one_grey_level(
 def test_an_any_size_bundle_answers_like_the_plain_one(
     tiny_explainee: Explainee, explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
 ) -> None:
-    plain = export_ltx(explainer, record_of(explainer), images, tmp_path / "plain")
-    flexible = export_ltx(explainer, record_of(explainer), images, tmp_path / "flexible", any_size=True)
+    plain = export_trained(explainer, record_of(explainer), images, tmp_path / "plain")
+    flexible = export_trained(explainer, record_of(explainer), images, tmp_path / "flexible", any_size=True)
     photographs = [load_photograph("skimage:coffee.png")[:200, :300], load_photograph("sklearn:china.jpg")[:64, :50]]
     import saccade
 

@@ -20,16 +20,16 @@ from saccade.accel.verify import verify_engine
 from saccade.contracts import ImageSpec
 from saccade.errors import ModelError, UsageError
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
-from saccade.export.write_bundle import export_ltx
+from saccade.export.write_bundle import export_trained
+from saccade.methods.checkpoint import CheckpointRecord
 from saccade.methods.explainee import Explainee, fingerprint
 from saccade.methods.ltx.backbone import OwnBackbone
-from saccade.methods.ltx.checkpoint import CheckpointRecord
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.decoder import ClassReadout
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
-from saccade.methods.ltx.targets import generator_of, mix_with_targets
 from saccade.methods.representation import class_weights
 from saccade.methods.spatial import SpatialLayers, spatial_layers
+from saccade.methods.training.targets import generator_of, mix_with_targets
 
 
 @pytest.fixture(scope="module")
@@ -292,19 +292,48 @@ def test_an_image_stays_whole_where_the_classifier_sees_no_second_class() -> Non
     assert target.tolist() == [0, 1, 2, 0, 1]
 
 
-def test_an_image_with_two_classes_of_its_own_stays_whole_and_is_asked_about_either() -> None:
-    pixels = torch.rand(400, 3, 20, 20, generator=torch.Generator().manual_seed(1))
-    both = torch.tensor([0.6, 0.1, 0.3]).log()
-    one = torch.tensor([0.98, 0.01, 0.01]).log()
+def test_an_image_with_another_class_in_a_part_of_it_stays_whole_and_is_asked_about_either() -> None:
+    """Images of ones with a square of twos in a corner; every third has none."""
+    pixels = torch.ones(300, 3, 40, 40)
+    pixels[:, :, 24:34, 26:36] = 2
+    pixels[::3] = 1
 
     def predict(images: Tensor) -> Tensor:
-        return torch.stack([both, one]).repeat(200, 1)
+        values = images[:, 0].flatten(1)
+        ones, twos = ((values == number).float().sum(1) for number in (1, 2))
+        seen = torch.stack([ones / 600, twos / 60 - ones / 2000, torch.zeros(len(images))], 1)
+        return 12 * seen
 
-    mixed, target, elsewhere = mix_with_targets(pixels, predict, generator_of(0, 0))
-    assert torch.equal(mixed[::2], pixels[::2])
-    assert not elsewhere.any()
-    assert set(target[::2].tolist()) == {0, 2}
-    assert float((target[::2] == 2).float().mean()) == pytest.approx(0.5, abs=0.1)
+    backgrounds = [torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 5.0)]
+    mixed, target, elsewhere = mix_with_targets(pixels, predict, generator_of(0, 0), None, backgrounds)
+    assert torch.equal(mixed, pixels)  # no other image is of another class as a whole
+    assert set(target.tolist()) == {0, 1}
+    second = target == 1
+    assert not second[::3].any()
+    found = elsewhere.flatten(1).any(1)
+    assert not found[::3].any()
+    assert float(found.float().mean()) > 0.3
+    for index in found.nonzero().flatten().tolist():
+        inside = elsewhere[index, 0] == (0 if second[index] else 1)  # the part
+        rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
+        assert inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert 16 <= len(rows) == len(columns) <= 26
+        assert (inside & (pixels[index, 0] == 2)).sum() >= 30  # most of what is not of the first class
+    assert float(second[found].float().mean()) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_part_that_only_one_background_makes_another_class_does_not_count() -> None:
+    pixels = torch.ones(50, 3, 40, 40)
+
+    def predict(images: Tensor) -> Tensor:
+        dark = (images[:, 0] == 0).float().mean((1, 2))
+        return torch.stack([torch.full_like(dark, 5.0), 40 * dark], 1)
+
+    backgrounds = [torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 5.0)]
+    one = mix_with_targets(pixels, predict, generator_of(0, 0), None, backgrounds[:1])
+    both = mix_with_targets(pixels, predict, generator_of(0, 0), None, backgrounds)
+    assert one.elsewhere.any()
+    assert not both.elsewhere.any()
 
 
 def test_every_second_image_gets_an_object_without_its_surroundings() -> None:
@@ -352,7 +381,7 @@ def test_a_bundle_for_any_class_answers_several_in_one_pass(vit: Explainee, tmp_
     pictures = np.random.default_rng(2).integers(0, 256, (16, 96, 96, 3), dtype=np.uint8)
     pictures[::2] //= 4
     record = replace(CheckpointRecord.of(explainer, config, "noise", 0), explainee=vit.spec)
-    bundle = export_ltx(explainer, record, pictures, tmp_path / "bundle")
+    bundle = export_trained(explainer, record, pictures, tmp_path / "bundle")
     assert bundle.manifest.several_targets
     assert bundle.manifest.parity.target_dependence is not None
     engine = OnnxEngine(bundle)

@@ -1,4 +1,4 @@
-"""LTX pretraining: one explainer network for all images, from any stream of images, no labels needed."""
+"""Training: one explainer network for all images, from any stream of images, no labels needed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...contracts import Floats, Uint8
-from ...errors import UsageError
-from ..explainee import Explainee, guest
-from ..features import device_of
+from ..contracts import Floats, Uint8
+from ..errors import UsageError
 from .checkpoint import (
     CheckpointRecord,
     damaged_state,
@@ -26,15 +24,18 @@ from .checkpoint import (
     read_record,
     save_checkpoint,
 )
-from .config import LTXConfig
-from .model import LTXExplainer, build_ltx
-from .processes import OneProcess, open_processes
-from .step import take_step
-from .stream import ImageStream, names_of, prefetched
+from .explainee import Explainee, guest
+from .features import device_of
+from .trained import method_of
+from .training.config import TrainingConfig
+from .training.explainer import TrainedExplainer
+from .training.processes import OneProcess, open_processes
+from .training.step import take_step
+from .training.stream import ImageStream, names_of, prefetched
 
-__all__ = ["StepReport", "Validate", "learning_rate", "masks_of", "probabilities_of", "to_float", "train_ltx"]
+__all__ = ["StepReport", "Validate", "learning_rate", "masks_of", "probabilities_of", "to_float", "train_explainer"]
 
-Validate = Callable[[LTXExplainer], float]
+Validate = Callable[[TrainedExplainer], float]
 """How good an explainer is on images that it is not trained on; higher is better."""
 
 SAVE_EVERY = 100
@@ -84,22 +85,22 @@ class _Course:
         else:
             self.validations_since_best += 1
 
-    def is_over(self, config: LTXConfig) -> bool:
+    def is_over(self, config: TrainingConfig) -> bool:
         return self.step >= config.steps or 0 < config.patience <= self.validations_since_best
 
 
-def train_ltx(
+def train_explainer(
     explainee: Explainee,
     images: ImageStream,
-    config: LTXConfig,
+    config: TrainingConfig,
     out: Path,
     *,
     data: str,
     resume: bool = False,
     validate: Validate | None = None,
     processes: OneProcess | None = None,
-    on_step: Callable[[StepReport, LTXExplainer], None] | None = None,
-) -> LTXExplainer:
+    on_step: Callable[[StepReport, TrainedExplainer], None] | None = None,
+) -> TrainedExplainer:
     """Train an explainer and keep checkpoints in a folder.
 
     The explainee is left as found. Each step: predict the images, mask them, and ask the explainee about what is kept
@@ -133,7 +134,8 @@ def train_ltx(
         raise UsageError(f"{processes.count} processes cannot share a batch of {config.batch_size}; take a larger one")
     torch.manual_seed(config.seed)
     with guest(explainee.model):
-        explainer = build_ltx(explainee, config)
+        method = method_of(config)
+        explainer = method.build(explainee, config)
         network = explainer.network
         processes.prepare(network)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay)
@@ -149,7 +151,7 @@ def train_ltx(
                 group["lr"] = rate
             pixels = to_float(batch, explainer)
             names = partial(names_of, images, step)
-            terms = take_step(explainer, optimizer, pixels, config, processes, step, names)
+            terms = take_step(explainer, method, optimizer, pixels, config, processes, step, names)
             seconds = time.perf_counter() - began
             total = sum(getattr(config, name) * value for name, value in terms.items())
             report = StepReport(step + 1, terms, total, rate, seconds)
@@ -173,7 +175,7 @@ def train_ltx(
         return explainer.eval()
 
 
-def learning_rate(step: int, config: LTXConfig) -> float:
+def learning_rate(step: int, config: TrainingConfig) -> float:
     """Linear warm-up to the peak, then a cosine to zero, over the steps that are really trained."""
     warm = config.warmup * config.steps
     if step < warm:
@@ -182,7 +184,7 @@ def learning_rate(step: int, config: LTXConfig) -> float:
 
 
 @torch.no_grad()
-def masks_of(explainer: LTXExplainer, images: Uint8) -> tuple[Floats, Floats]:
+def masks_of(explainer: TrainedExplainer, images: Uint8) -> tuple[Floats, Floats]:
     """Probabilities (N, K) and masks (N, 1, H, W) of images uint8 (N, H, W, 3), in eval mode, on the model's device."""
     was_training = explainer.training
     explainer.eval()
@@ -192,7 +194,7 @@ def masks_of(explainer: LTXExplainer, images: Uint8) -> tuple[Floats, Floats]:
 
 
 @torch.no_grad()
-def probabilities_of(explainer: LTXExplainer, images: Uint8) -> Floats:
+def probabilities_of(explainer: TrainedExplainer, images: Uint8) -> Floats:
     """The explainee's probabilities (N, K) of images uint8 (N, H, W, 3)."""
     explainee = explainer.explainee
     logits: Tensor = explainer.classifier(explainee.normalise(to_float(images, explainer)))
@@ -205,7 +207,7 @@ def to_float(images: Uint8, module: nn.Module) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-def _is_due(step: int, config: LTXConfig) -> bool:
+def _is_due(step: int, config: TrainingConfig) -> bool:
     return config.validate_every > 0 and (step % config.validate_every == 0 or step == config.steps)
 
 
@@ -216,7 +218,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     processes: OneProcess,
     course: _Course,
-    config: LTXConfig,
+    config: TrainingConfig,
 ) -> None:
     last = network_state(network)
     state = {

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from saccade.errors import MissingDependencyError, UsageError
 from saccade.methods.ltx.model import LTXExplainer
-from saccade.methods.ltx.processes import FabricProcesses, OneProcess, open_processes
-from saccade.methods.ltx.train import StepReport, train_ltx
+from saccade.methods.train import StepReport, train_explainer
+from saccade.methods.training.processes import FabricProcesses, OneProcess, open_processes
 
 PROGRAM = """
 import sys
 from pathlib import Path
 import torch
 from squares import few, random_squares, short
-from saccade.methods.ltx.processes import open_processes
-from saccade.methods.ltx.train import train_ltx
+from saccade.methods.training.processes import open_processes
+from saccade.methods.train import train_explainer
 
 torch.set_num_threads(1)
 processes = open_processes("fp32", "cpu", devices=2)
@@ -30,7 +30,7 @@ for form in ("shared", "own"):
     out = Path(sys.argv[1]) / form
     config = short(form=form, validate_every=4, patience=9)
     score = lambda explainer: 0.1
-    train_ltx(random_squares(), few, config, out, data="squares", validate=score, processes=processes)
+    train_explainer(random_squares(), few, config, out, data="squares", validate=score, processes=processes)
 print(processes.rank, processes.count)
 """
 
@@ -59,7 +59,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_what_one_trains(of_two: Path, tmp_path: Path, form: str) -> None:
     """The decoder of the shared form has batch norm, whose statistics must be those of all images."""
     config = short(form=form, validate_every=4, patience=9)
-    train_ltx(random_squares(), few, config, tmp_path, data="squares", validate=lambda _: 0.1)
+    train_explainer(random_squares(), few, config, tmp_path, data="squares", validate=lambda _: 0.1)
     one, two = (load_file(folder / "explainer.safetensors") for folder in (tmp_path, of_two / form))
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -73,7 +73,7 @@ def test_two_processes_train_what_one_trains(of_two: Path, tmp_path: Path, form:
 def test_one_process_needs_no_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     assert type(open_processes("bf16", "cpu")) is OneProcess
-    train_ltx(random_squares(), few, short(steps=1), tmp_path, data="squares")
+    train_explainer(random_squares(), few, short(steps=1), tmp_path, data="squares")
 
 
 def test_several_devices_without_lightning_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_fp16_on_a_processor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fp16 needs a GPU and the device is 'cpu'; take bf16"):
         open_processes("fp16", "cpu")
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
-        train_ltx(random_squares(), few, short(precision="fp16"), tmp_path, data="squares")
+        train_explainer(random_squares(), few, short(precision="fp16"), tmp_path, data="squares")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="this machine has as many GPUs")
@@ -116,7 +116,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_next_scale_i
         scales.append(processes.state()["scale"])
 
     config = short(precision="fp16", steps=40)
-    train_ltx(random_squares(), few, config, tmp_path, data="squares", processes=processes, on_step=on_step)
+    train_explainer(random_squares(), few, config, tmp_path, data="squares", processes=processes, on_step=on_step)
     assert scales[:2] == [2.0**39, 2.0**38]
     steps = [(scales[place] == scales[place - 1], place) for place in range(1, 40)]
     assert {kept for kept, _ in steps} == {True, False}
@@ -127,7 +127,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_next_scale_i
 
 
 def test_the_scale_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saccade.methods.ltx.train.SAVE_EVERY", 5)
+    monkeypatch.setattr("saccade.methods.train.SAVE_EVERY", 5)
     config = short(precision="fp16")
 
     def run(name: str, processes: FabricProcesses, stop: int = 0) -> None:
@@ -136,7 +136,7 @@ def test_the_scale_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: py
                 raise KeyboardInterrupt
 
         out = tmp_path / name
-        train_ltx(
+        train_explainer(
             *(random_squares(), few, config, out), data="squares", resume=True, processes=processes, on_step=on_step
         )
 
@@ -153,7 +153,7 @@ def test_more_processes_than_images_are_refused(tmp_path: Path) -> None:
     processes = OneProcess("cpu")
     processes.count = 9
     with pytest.raises(UsageError, match="9 processes cannot share a batch of 8"):
-        train_ltx(random_squares(), few, short(), tmp_path, data="squares", processes=processes)
+        train_explainer(random_squares(), few, short(), tmp_path, data="squares", processes=processes)
 
 
 @pytest.mark.gpu
@@ -162,7 +162,7 @@ def test_fp16_trains_on_a_gpu_and_resumes_with_its_scale(tmp_path: Path) -> None
     pytest.importorskip("lightning_fabric")
     explainee = random_squares()
     explainee.model.cuda()
-    train_ltx(explainee, few, short(precision="fp16"), tmp_path, data="squares")
+    train_explainer(explainee, few, short(precision="fp16"), tmp_path, data="squares")
     rows = history_of(tmp_path)
     assert rows[-1]["total"] < rows[0]["total"]
     assert torch.load(tmp_path / "training_state.pt", weights_only=True)["processes"]["scale"] > 0

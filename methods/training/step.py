@@ -1,4 +1,4 @@
-"""One step of LTX training: losses, gradients, and nothing changed where they are not finite."""
+"""One step of a training: losses, gradients, and nothing changed where they are not finite."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError
-from ..perturb import make_baseline, perturb
-from .config import LTXConfig
-from .losses import LTXLosses, total_loss
-from .model import LTXExplainer
+from ..perturb import Baseline, make_baseline
+from .config import TrainingConfig
+from .explainer import Batch, TrainedExplainer, TrainedMethod
 from .processes import OneProcess
-from .targets import Mixed, generator_of, mix_with_targets
+from .targets import generator_of, mix_with_targets
 
 __all__ = ["take_step"]
+
+_AROUND: tuple[Baseline, ...] = ("mean", "black", "blur")  # a part of an image that is shown alone
 
 _UNKNOWN = 0.3  # of the steps, before an explainer for any class finds objects well enough to paste them
 
 
 def take_step(
-    explainer: LTXExplainer,
+    explainer: TrainedExplainer,
+    method: TrainedMethod,
     optimizer: torch.optim.Optimizer,
     pixels: Tensor,
-    config: LTXConfig,
+    config: TrainingConfig,
     processes: OneProcess,
     step: int,
     names: Callable[[int], Sequence[str]],
@@ -34,6 +36,7 @@ def take_step(
 
     Args:
         explainer: whose network is trained.
+        method: whose losses are taken.
         optimizer: of the network's parameters.
         pixels: this process's images, (N, 3, H, W) in [0, 1]: of all images every `processes.count`-th.
         config: settings.
@@ -48,13 +51,10 @@ def take_step(
         ModelError: a loss or a gradient is not finite. The network is as it was.
     """
     network = explainer.network
-    seed = step * processes.count + processes.rank
-    target = elsewhere = None
-    if config.class_conditional:
-        known = step >= _UNKNOWN * config.steps
-        pixels, target, elsewhere = _mixed(explainer, pixels, processes, generator_of(config.seed, seed), known=known)
+    batch = _asked(explainer, method, pixels, config, processes, step)
     buffers = [buffer.clone() for buffer in network.buffers()]  # a forward pass moves the batch statistics
-    losses, _ = _losses(explainer, pixels, target, elsewhere, config, processes)
+    with processes.autocast():
+        losses, _ = method.losses(explainer, batch, config)
     count = round(float(processes.sum(torch.tensor(float(len(pixels)), device=pixels.device))))
     values = _of_all_processes(losses.terms, count, processes)
     try:
@@ -63,7 +63,7 @@ def take_step(
         processes.backward(losses.total * (len(pixels) / count), network)
         norm = processes.clip(network, optimizer, config.clip)
         if not math.isfinite(norm) and not processes.skips(norm):
-            _refuse(_gradients(explainer, pixels, target, elsewhere, config, processes, count), "gradient", step, names)
+            _refuse(_gradients(explainer, method, batch, config, processes, count), "gradient", step, names)
             raise ModelError(_message(step, "the gradient of the network is not finite"))
     except ModelError:
         optimizer.zero_grad(set_to_none=True)
@@ -74,68 +74,52 @@ def take_step(
     return {name: float(each.mean()) for name, each in values.items()}
 
 
-def _mixed(
-    explainer: LTXExplainer, pixels: Tensor, processes: OneProcess, generator: torch.Generator, *, known: bool
-) -> Mixed:
-    """Images that show several classes, and which to explain; once the explainer knows objects, mixed of such too."""
-    explainee = explainer.explainee
-    objects: Tensor | None = None
-    if known:
-        explainer.network.eval()  # this pass is not what its batch statistics are about
-        with torch.no_grad(), processes.autocast():
-            objects = explainer.upsample(explainer.predict(explainee.normalise(pixels)).selection.float()).float()
-        explainer.network.train()
-
-    def predict(images: Tensor) -> Tensor:
-        with processes.autocast():
-            logits: Tensor = explainee.model(explainee.normalise(images))
-        return logits.float()
-
-    return mix_with_targets(pixels, predict, generator, objects)
-
-
-def _losses(
-    explainer: LTXExplainer,
+def _asked(
+    explainer: TrainedExplainer,
+    method: TrainedMethod,
     pixels: Tensor,
-    target: Tensor | None,
-    elsewhere: Tensor | None,
-    config: LTXConfig,
+    config: TrainingConfig,
     processes: OneProcess,
-) -> tuple[LTXLosses, dict[str, Tensor]]:
-    """The losses, of the target or the predicted class; and for each term what it looks at, which depends on the mask:
-    (N, C, H, W).
+    step: int,
+) -> Batch:
+    """The images and the class each is explained for: of an explainer for any class images that show several, and once
+    it knows objects, also images into which such were pasted.
     """
-    explainee = explainer.explainee
+    explainee, seed = explainer.explainee, step * processes.count + processes.rank
+    target = elsewhere = None
+    if config.class_conditional:
+        objects: Tensor | None = None
+        if step >= _UNKNOWN * config.steps:
+            explainer.network.eval()  # this pass is not what its batch statistics are about
+            with torch.no_grad(), processes.autocast():
+                objects = method.objects(explainer, explainee.normalise(pixels)).float()
+            explainer.network.train()
+
+        def predict(images: Tensor) -> Tensor:
+            with processes.autocast():
+                logits: Tensor = explainee.model(explainee.normalise(images))
+            return logits.float()
+
+        backgrounds = [make_baseline(pixels, kind, explainee.image_spec.mean) for kind in _AROUND]
+        mixed = mix_with_targets(pixels, predict, generator_of(config.seed, seed), objects, backgrounds)
+        pixels, target, elsewhere = mixed
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean)
-    with processes.autocast():
-        # the explainee is frozen, so this leaves a graph for the network alone
-        plain = explainer.predict(explainee.normalise(pixels), None if target is None else target[:, None])
-        mask = explainer.upsample(plain.selection.float())
-        views = {}
-        if config.preserve:
-            views["preserve"] = perturb(pixels, mask, baseline)
-        if config.complement:
-            views["complement"] = perturb(pixels, 1 - mask, baseline)
-        together = explainer.classifier(explainee.normalise(torch.cat(list(views.values())))).float()
-        logits = dict(zip(views, together.split(len(pixels)), strict=True))
-        kept, removed = logits.get("preserve"), logits.get("complement")
-        losses = total_loss(kept, removed, mask, plain.target[:, 0], config, elsewhere)
-    return losses, {name: views.get(name, mask) for name in losses.terms}
+    return Batch(pixels, baseline, target, elsewhere, seed)
 
 
 def _gradients(
-    explainer: LTXExplainer,
-    pixels: Tensor,
-    target: Tensor | None,
-    elsewhere: Tensor | None,
-    config: LTXConfig,
+    explainer: TrainedExplainer,
+    method: TrainedMethod,
+    batch: Batch,
+    config: TrainingConfig,
     processes: OneProcess,
     count: int,
 ) -> dict[str, Tensor]:
     """Per term and image the sum of the gradient with respect to what the term looks at, which is not finite where a
     part of it is not.
     """
-    losses, looked_at = _losses(explainer, pixels, target, elsewhere, config, processes)
+    with processes.autocast():
+        losses, looked_at = method.losses(explainer, batch, config)
     sums = {}
     for name, values in losses.terms.items():
         (gradient,) = torch.autograd.grad(values.sum(), looked_at[name], retain_graph=True)

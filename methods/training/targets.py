@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..perturb import perturb
 
 __all__ = ["Mixed", "generator_of", "mix_with_targets"]
 
@@ -16,7 +18,7 @@ _TRIES = 5  # pieces that are tried for each image
 _PART = 0.5  # of a mask's value, from where a pixel belongs to an object
 _MOVED = 0.3  # of the image's side, that an object is moved by at most
 _LEAST = 0.005  # probability of a class that counts as present where an object of it was pasted
-_VISIBLE = 0.05  # the same where nothing but the classifier says so
+_SURE = 0.98  # probability of a class of which a part of the image alone is shown, that counts as seen there
 
 
 class Mixed(NamedTuple):
@@ -25,8 +27,8 @@ class Mixed(NamedTuple):
     Attributes:
         pixels: (N, 3, H, W).
         target: the class to explain, int64 (N,).
-        elsewhere: 1 where a pixel comes from the image of the other class, (N, 1, H, W): nothing there is evidence of
-            the target; 0 everywhere in an image that stayed as it was.
+        elsewhere: 1 where a pixel belongs to the other class, (N, 1, H, W): nothing there is evidence of the target; 0
+            everywhere in an image that shows one class.
     """
 
     pixels: Tensor
@@ -41,13 +43,18 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 @torch.no_grad()
 def mix_with_targets(
-    pixels: Tensor, predict: Callable[[Tensor], Tensor], generator: torch.Generator, objects: Tensor | None = None
+    pixels: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+    objects: Tensor | None = None,
+    backgrounds: Sequence[Tensor] = (),
 ) -> Mixed:
     """Images that show two classes, although those of a classifier mostly show one, and one of the two to explain.
 
-    An image in which the classifier sees a second class by itself stays as it is. Every other one gets a piece of
-    another image, of another class (as in CutMix, Yun et al. 2019). Of a few tries that one is kept in which the
-    classifier still sees both classes best; where it does not, the image stays as it is too.
+    An image of which a part alone is of another class, whatever lies around it, stays as it is. Each of the others gets
+    a piece of another image, of another class (as in CutMix, Yun et al. 2019). Of a few tries that one is kept in which
+    the classifier still sees both classes best; where it does not, the image stays as it is. An image in which one
+    thing looks like two classes is no such image: the second class is the one of the piece's own image.
 
     Args:
         pixels: (N, 3, H, W) in [0, 1].
@@ -56,14 +63,20 @@ def mix_with_targets(
         objects: where the evidence of each image's own class is, as far as it is known, (N, 1, H, W) in [0, 1]. Every
             second image then gets such an object without its surroundings (as in copy and paste, Ghiasi et al. 2021),
             since a rectangle's edges tell where another image begins.
+        backgrounds: what is shown around a part of an image, one after the other, each of a shape that broadcasts to
+            the pixels'; without any no parts are looked at. On planted scenes with two digits a transformer puts the
+            second below 1 in 30,000, but with three backgrounds the right one is found in 40 % of them, a wrong one in
+            2 %, and one in 4 % of the scenes that have no second digit.
     """
-    probabilities = predict(pixels).softmax(1)
-    own = probabilities.argmax(1)
-    visible, second_class = probabilities.scatter(1, own[:, None], 0).max(1)
-    natural = visible >= _VISIBLE
-    best, other = pixels, torch.where(natural, second_class, own)
-    most = torch.where(natural, torch.inf, _LEAST)
+    own = predict(pixels).argmax(1)
+    best, most, other = pixels, pixels.new_full((len(pixels),), _LEAST), own
     piece = torch.zeros_like(pixels[:, :1])
+    if backgrounds:
+        sure, seen_there, part = _part_of_another_class(pixels, predict, own, backgrounds, generator)
+        natural = sure >= _SURE
+        most = torch.where(natural, torch.inf, most)
+        other = torch.where(natural, seen_there, other)
+        piece = torch.where(natural[:, None, None, None], part, piece)
     for _ in range(_TRIES):
         mixed, source, pasted = _paste(pixels, generator)
         if objects is not None:
@@ -78,8 +91,47 @@ def mix_with_targets(
         other = torch.where(better, pair[:, 1], other)
         most = torch.where(better, seen, most)
     second = torch.rand(len(pixels), generator=generator).to(pixels.device) < 0.5
-    outside = ((other != own) & ~natural)[:, None, None, None] * (1 - piece)
+    outside = (other != own)[:, None, None, None] * (1 - piece)
     return Mixed(best, torch.where(second, other, own), torch.where(second[:, None, None, None], outside, piece))
+
+
+def _part_of_another_class(
+    pixels: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    own: Tensor,
+    backgrounds: Sequence[Tensor],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a few rectangles of each image the one that is, alone on the first background, most surely of another class:
+    the least probability of that class over all backgrounds (N,), the class int64 (N,), the rectangle (N, 1, H, W).
+    """
+
+    def shown(part: Tensor, background: Tensor) -> Tensor:
+        probabilities = predict(perturb(pixels, part, background)).softmax(1)
+        return probabilities.scatter(1, own[:, None], 0)
+
+    most, best, where = pixels.new_zeros(len(pixels)), own, torch.zeros_like(pixels[:, :1])
+    for _ in range(_TRIES):
+        part = torch.zeros_like(where)
+        for index in range(len(pixels)):
+            (top, left), (rows, columns) = _rectangle(pixels.shape[2:], generator)
+            part[index, :, top : top + rows, left : left + columns] = 1
+        value, label = shown(part, backgrounds[0]).max(1)
+        better = value > most
+        best, most = torch.where(better, label, best), torch.where(better, value, most)
+        where = torch.where(better[:, None, None, None], part, where)
+    for background in backgrounds[1:]:
+        most = torch.minimum(most, shown(where, background).gather(1, best[:, None])[:, 0])
+    return most, best, where
+
+
+def _rectangle(size: Sequence[int], generator: torch.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(top, left) and (rows, columns) of a rectangle somewhere in an image of (height, width)."""
+    height, width = size
+    share = _SIDE[0] + (_SIDE[1] - _SIDE[0]) * float(torch.rand((), generator=generator))
+    rows, columns = round(share * height), round(share * width)
+    top, left = (int(torch.randint(room + 1, (), generator=generator)) for room in (height - rows, width - columns))
+    return (top, left), (rows, columns)
 
 
 def _paste(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,12 +143,8 @@ def _paste(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, 
     away = 1 + int(torch.randint(max(1, count - 1), (), generator=generator))
     source = (torch.arange(count, device=pixels.device) + away) % count
     for index in range(count):
-        share = _SIDE[0] + (_SIDE[1] - _SIDE[0]) * float(torch.rand((), generator=generator))
-        rows, columns = round(share * height), round(share * width)
-        y, x, top, left = (
-            int(torch.randint(room + 1, (), generator=generator))
-            for room in (height - rows, width - columns, height - rows, width - columns)
-        )
+        (y, x), (rows, columns) = _rectangle((height, width), generator)
+        top, left = (int(torch.randint(room + 1, (), generator=generator)) for room in (height - rows, width - columns))
         piece = pixels[(index + away) % count, :, y : y + rows, x : x + columns]
         result[index, :, top : top + rows, left : left + columns] = piece
         pasted[index, :, top : top + rows, left : left + columns] = 1

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from saccade.contracts import Uint8
 from saccade.errors import ModelError
 from saccade.evaluate import scenes_models
+from saccade.methods.checkpoint import load_checkpoint, network_state, read_record
 from saccade.methods.explainee import fingerprint
-from saccade.methods.ltx.checkpoint import load_checkpoint, network_state, read_record
 from saccade.methods.ltx.model import LTXExplainer
-from saccade.methods.ltx.train import StepReport, train_ltx
+from saccade.methods.train import StepReport, train_explainer
 
 
 class Named:
@@ -66,14 +66,14 @@ def breaking(rows: list[int], how: str = "loss") -> nn.Module:
 def test_term_and_images_are_named(tmp_path: Path, how: str, rows: list[int], term: str, images: str) -> None:
     subject = f"the {term} loss" if how == "loss" else f"the gradient of the {term} loss"
     with pytest.raises(ModelError) as caught:
-        train_ltx(to_explainee(breaking(rows, how)), Named(), short(), tmp_path, data="squares")
+        train_explainer(to_explainee(breaking(rows, how)), Named(), short(), tmp_path, data="squares")
     assert f"stopped at step 1: {subject} is not finite for {images} lower --learning-rate" in str(caught.value)
     assert not (tmp_path / "checkpoint.json").exists()
 
 
 def test_images_of_a_stream_without_names_go_by_their_places(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"the preserve loss is not finite for image 3, image 5;"):
-        train_ltx(to_explainee(breaking([3, 5])), few, short(), tmp_path, data="squares")
+        train_explainer(to_explainee(breaking([3, 5])), few, short(), tmp_path, data="squares")
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])
@@ -81,7 +81,7 @@ def test_the_explainer_is_as_it_was_before_the_step_and_so_is_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Weights and batch statistics alike, and nothing was written."""
-    monkeypatch.setattr("saccade.methods.ltx.train.SAVE_EVERY", 2)
+    monkeypatch.setattr("saccade.methods.train.SAVE_EVERY", 2)
     model = breaking([], how)
     after: dict[int, dict[str, Tensor]] = {}
     explainers: list[LTXExplainer] = []
@@ -95,7 +95,7 @@ def test_the_explainer_is_as_it_was_before_the_step_and_so_is_the_checkpoint(
             files.update({file.name: file.read_bytes() for file in tmp_path.iterdir()})
 
     with pytest.raises(ModelError, match=r"step 4: .*not finite for photo-3-4.png;"):
-        train_ltx(to_explainee(model), Named(), short(), tmp_path, data="squares", on_step=on_step)
+        train_explainer(to_explainee(model), Named(), short(), tmp_path, data="squares", on_step=on_step)
     now = explainers[-1].network.state_dict()
     assert all(torch.equal(now[name], value) for name, value in after[3].items())
     assert any(not torch.equal(after[2][name], value) for name, value in after[3].items() if "running" in name)
@@ -110,7 +110,7 @@ def test_weights_that_are_not_finite_make_every_image_so(tmp_path: Path) -> None
 
     explainee = random_squares()
     with pytest.raises(ModelError, match=r"step 4: the preserve loss .* image 0, image 1, image 2 and 5 more; lower"):
-        train_ltx(explainee, few, short(), tmp_path, data="squares", on_step=poison)
+        train_explainer(explainee, few, short(), tmp_path, data="squares", on_step=poison)
     assert fingerprint(explainee.model) == explainee.fingerprint
 
 
@@ -120,7 +120,7 @@ def test_a_gradient_that_breaks_inside_the_network_is_told_apart(tmp_path: Path)
             explainer.network.read.weight.register_hook(lambda gradient: gradient * float("inf"))
 
     with pytest.raises(ModelError, match="step 2: the gradient of the network is not finite; lower"):
-        train_ltx(random_squares(), few, short(), tmp_path, data="squares", on_step=break_network)
+        train_explainer(random_squares(), few, short(), tmp_path, data="squares", on_step=break_network)
 
 
 @pytest.mark.parametrize("weights", [{"preserve": 0.0}, {"complement": 0.0}])
@@ -128,7 +128,7 @@ def test_a_term_without_a_weight_costs_no_forward(tmp_path: Path, weights: dict[
     seen: list[int] = []
     explainee = random_squares()
     handle = explainee.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    train_ltx(explainee, few, short(steps=2, **weights), tmp_path, data="squares")
+    train_explainer(explainee, few, short(steps=2, **weights), tmp_path, data="squares")
     handle.remove()
     assert seen[-4:] == [8, 8, 8, 8]  # the images, and one view of them
 

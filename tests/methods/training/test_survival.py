@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from squares import few, history_of, random_squares, short, states_equal
 
 from saccade.errors import ModelError, OutputError, UsageError
-from saccade.methods.ltx import checkpoint as checkpoint_module
-from saccade.methods.ltx import train as train_module
-from saccade.methods.ltx.checkpoint import load_training_state, read_record, save_samples
+from saccade.methods import checkpoint as checkpoint_module
+from saccade.methods import train as train_module
+from saccade.methods.checkpoint import load_training_state, read_record, save_samples
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer
-from saccade.methods.ltx.train import train_ltx
+from saccade.methods.train import train_explainer
 
 FILES = {"checkpoint.json", "explainer.safetensors", "history.jsonl", "training_state.pt"}
 
@@ -32,7 +32,7 @@ def _save_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(out: Path, config: LTXConfig | None = None, *, resume: bool = False) -> LTXExplainer:
-    return train_ltx(random_squares(), few, config or short(), out, data="squares", resume=resume)
+    return train_explainer(random_squares(), few, config or short(), out, data="squares", resume=resume)
 
 
 def assert_one_step(folder: Path) -> int:
@@ -54,14 +54,14 @@ import sys
 from pathlib import Path
 import torch
 from squares import few, random_squares, short
-from saccade.methods.ltx import train
+from saccade.methods import train
 
 torch.set_num_threads(1)
 train.SAVE_EVERY = 1  # so that most of the time is spent in saving
 score = lambda explainer: float(explainer.network.read.bias)
 config = short(steps=150, validate_every=7, patience=100)
 print("ready", flush=True)
-train.train_ltx(random_squares(), few, config, Path(sys.argv[1]), data="squares", resume=True, validate=score)
+train.train_explainer(random_squares(), few, config, Path(sys.argv[1]), data="squares", resume=True, validate=score)
 """
 
 
@@ -170,7 +170,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_whichever_file_does_not_fit(tmp_p
             (run / f".new-{name}").symlink_to("/dev/full")
 
     with pytest.raises(OutputError, match=r"cannot write the checkpoint '.*run': .*(space|write|fail)"):
-        train_ltx(random_squares(), few, short(), run, data="squares", on_step=fill)
+        train_explainer(random_squares(), few, short(), run, data="squares", on_step=fill)
     assert assert_one_step(run) == 4
     assert {file.name for file in run.iterdir()} == FILES
     resumed = train(run, resume=True)
@@ -227,4 +227,4 @@ def test_a_result_without_its_training_is_not_resumed_and_not_overwritten(tmp_pa
 def test_resuming_on_other_images_is_refused(tmp_path: Path) -> None:
     train(tmp_path)
     with pytest.raises(UsageError, match="was trained on other images, squares;"):
-        train_ltx(random_squares(), few, short(), tmp_path, data="circles", resume=True)
+        train_explainer(random_squares(), few, short(), tmp_path, data="circles", resume=True)

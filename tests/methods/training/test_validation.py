@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from squares import few, history_of, random_squares, short, states_equal
 
 from saccade.errors import UsageError
-from saccade.methods.ltx import train as train_module
-from saccade.methods.ltx.checkpoint import network_state, read_record
+from saccade.methods import train as train_module
+from saccade.methods.checkpoint import network_state, read_record
 from saccade.methods.ltx.model import LTXExplainer
-from saccade.methods.ltx.train import StepReport, train_ltx
+from saccade.methods.train import StepReport, train_explainer
 
 
 class Scores:
@@ -42,7 +42,7 @@ def test_patience_stops_the_training_and_the_best_weights_are_its_result(tmp_pat
     states: dict[int, dict[str, torch.Tensor]] = {}
     config = short(steps=40, validate_every=2, patience=3)
     scores = Scores([float("nan"), 0.3, 0.2, 0.4, 0.4, 0.39, float("nan")])
-    explainer = train_ltx(
+    explainer = train_explainer(
         random_squares(), few, config, tmp_path, data="squares", validate=scores, on_step=keep_states(states)
     )
     assert max(states) == 14
@@ -61,7 +61,7 @@ def test_without_patience_the_last_weights_are_used_and_the_best_are_known(tmp_p
     states: dict[int, dict[str, torch.Tensor]] = {}
     config = short(steps=7, validate_every=3)
     scores = Scores([0.5, 0.2, 0.1])
-    explainer = train_ltx(
+    explainer = train_explainer(
         random_squares(), few, config, tmp_path, data="squares", validate=scores, on_step=keep_states(states)
     )
     assert [row["step"] for row in history_of(tmp_path) if "validation" in row] == [3, 6, 7]
@@ -74,20 +74,20 @@ def test_without_patience_the_last_weights_are_used_and_the_best_are_known(tmp_p
 
 
 def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
-    plain = train_ltx(random_squares(), few, short(), tmp_path / "plain", data="squares")
+    plain = train_explainer(random_squares(), few, short(), tmp_path / "plain", data="squares")
     config = short(validate_every=2)
 
     def validate(explainer: LTXExplainer) -> float:
         explainer.eval()
         return float(torch.rand(()))
 
-    watched = train_ltx(random_squares(), few, config, tmp_path / "watched", data="squares", validate=validate)
+    watched = train_explainer(random_squares(), few, config, tmp_path / "watched", data="squares", validate=validate)
     assert states_equal(plain.network, watched.network)
 
 
 def test_every_zero_never_validates(tmp_path: Path) -> None:
     scores = Scores([])
-    train_ltx(random_squares(), few, short(validate_every=0), tmp_path, data="squares", validate=scores)
+    train_explainer(random_squares(), few, short(validate_every=0), tmp_path, data="squares", validate=scores)
     assert scores.asked == 0
 
 
@@ -112,19 +112,21 @@ def test_best_patience_and_history_go_on_after_an_interruption(
         if report.step == stop:
             raise Interrupted
 
-    whole = train_ltx(random_squares(), few, config, tmp_path / "whole", data="squares", validate=validate)
+    whole = train_explainer(random_squares(), few, config, tmp_path / "whole", data="squares", validate=validate)
     seen.clear()
     with pytest.raises(Interrupted):
-        train_ltx(
+        train_explainer(
             random_squares(), few, config, tmp_path / "parts", data="squares", validate=validate, on_step=interrupt
         )
     del seen[read_record(tmp_path / "parts").step // 2 :]  # what was validated since the last save is validated again
-    parts = train_ltx(random_squares(), few, config, tmp_path / "parts", data="squares", validate=validate, resume=True)
+    parts = train_explainer(
+        random_squares(), few, config, tmp_path / "parts", data="squares", validate=validate, resume=True
+    )
     assert len(history_of(tmp_path / "whole")) == 12
     assert history_of(tmp_path / "parts") == history_of(tmp_path / "whole")
     assert read_record(tmp_path / "parts") == read_record(tmp_path / "whole")
     assert states_equal(parts.network, whole.network)
-    again = train_ltx(
+    again = train_explainer(
         random_squares(), few, config, tmp_path / "parts", data="squares", validate=Scores([]), resume=True
     )
     assert states_equal(again.network, whole.network)
@@ -132,4 +134,4 @@ def test_best_patience_and_history_go_on_after_an_interruption(
 
 def test_patience_without_a_validation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to validate with"):
-        train_ltx(random_squares(), few, short(patience=2), tmp_path, data="squares")
+        train_explainer(random_squares(), few, short(patience=2), tmp_path, data="squares")

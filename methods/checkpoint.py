@@ -1,4 +1,4 @@
-"""An LTX checkpoint: a folder that can be exported, and resumed.
+"""The checkpoint of a trained explainer: a folder that can be exported, and resumed.
 
     checkpoint.json         config, explainee, data, steps done, the best validation
     explainer.safetensors   weights of the explainer network: the last ones, or the best where training may stop early
@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...contracts import ImageSpec, Uint8
-from ...errors import ModelError, OutputError, UsageError, require
-from ..explainee import Explainee, load_explainee, load_weights
-from .config import LTXConfig
-from .model import LTXExplainer, build_ltx
+from ..contracts import ImageSpec, Uint8
+from ..errors import ModelError, OutputError, UsageError, require
+from .explainee import Explainee, load_explainee, load_weights
+from .trained import METHODS, method_of
+from .training.config import TrainingConfig
+from .training.explainer import TrainedExplainer
 
 __all__ = [
     "CheckpointRecord",
@@ -55,7 +56,8 @@ FORMAT = 1
 class CheckpointRecord:
     """What `checkpoint.json` says; `best_step` and `best_score` are None where nothing was validated."""
 
-    config: LTXConfig
+    method: str
+    config: TrainingConfig
     layers: tuple[str, ...]
     explainee: str
     weights: str
@@ -65,15 +67,15 @@ class CheckpointRecord:
     data: str
     step: int
     format: int = FORMAT
-    method: str = "ltx"
     best_step: int | None = None
     best_score: float | None = None
 
     @classmethod
-    def of(cls, explainer: LTXExplainer, config: LTXConfig, data: str, step: int) -> CheckpointRecord:
+    def of(cls, explainer: TrainedExplainer, config: TrainingConfig, data: str, step: int) -> CheckpointRecord:
         """Describe an explainer after so many steps."""
         explainee = explainer.explainee
         return cls(
+            method=method_of(config).name,
             config=config,
             layers=explainer.layers,
             explainee=explainee.spec,
@@ -166,14 +168,15 @@ def read_record(folder: Path) -> CheckpointRecord:
                 f"the checkpoint '{folder}' has format {stored['format']} "
                 f"and this Saccade reads up to {FORMAT}; upgrade it"
             )
-        config = dict(stored["config"], layers=tuple(stored["config"]["layers"]))
+        make_config: Any = METHODS[stored["method"]].config
+        config = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["config"].items()}
         spec: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in stored["image_spec"].items()
         }
         return CheckpointRecord(
             **{
                 **stored,
-                "config": LTXConfig(**config),
+                "config": make_config(**config),
                 "image_spec": ImageSpec(**spec),
                 "layers": tuple(stored["layers"]),
                 "class_names": tuple(stored["class_names"]),
@@ -185,7 +188,7 @@ def read_record(folder: Path) -> CheckpointRecord:
 
 def load_checkpoint(
     folder: Path, *, spec: str | None = None, weights: str | None = None
-) -> tuple[LTXExplainer, CheckpointRecord]:
+) -> tuple[TrainedExplainer, CheckpointRecord]:
     """Load a checkpoint and its explainee.
 
     Args:
@@ -211,8 +214,9 @@ def load_checkpoint(
             "give the right file with --weights"
         )
     explainee = replace(explainee, image_spec=record.image_spec, class_names=record.class_names)
-    layers = () if record.config.backbone else record.layers
-    explainer = build_ltx(explainee, replace(record.config, layers=layers), pretrained=False)
+    layers = () if getattr(record.config, "backbone", "") else record.layers
+    method = METHODS[record.method]
+    explainer = method.build(explainee, replace(record.config, layers=layers), pretrained=False)
     while True:
         load_weights(explainer.network, _current(folder, WEIGHTS_FILE))
         before, record = record, read_record(folder)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from saccade.contracts import Uint8
 from saccade.errors import ModelError, OutputError, UsageError
+from saccade.methods import train as train_module
+from saccade.methods.checkpoint import load_checkpoint, load_samples, read_record, save_samples
 from saccade.methods.explainee import Explainee, fingerprint, load_explainee
-from saccade.methods.ltx import train as train_module
-from saccade.methods.ltx.checkpoint import load_checkpoint, load_samples, read_record, save_samples
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
-from saccade.methods.ltx.train import StepReport, learning_rate, masks_of, train_ltx
+from saccade.methods.train import StepReport, learning_rate, masks_of, train_explainer
 
 
 def as_pixels(images: Uint8) -> Tensor:
@@ -70,7 +70,7 @@ def test_the_mask_finds_the_square_and_the_explainee_is_left_as_found(
     explainee.model.get_submodule("early").requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in explainee.model.named_parameters()}
     config = LTXConfig(steps=120, batch_size=32, learning_rate=1e-2, complement=complement, **form)
-    explainer = train_ltx(explainee, stream, config, tmp_path, data="squares")
+    explainer = train_explainer(explainee, stream, config, tmp_path, data="squares")
     images, labels, where = squares(5, 128)
     probabilities, masks = masks_of(explainer, images)
     assert (probabilities.argmax(1) == labels).mean() > 0.95
@@ -87,7 +87,7 @@ def test_the_mask_finds_the_square_and_the_explainee_is_left_as_found(
 
 def test_an_own_backbone_learns_too(explainee: Explainee, tmp_path: Path) -> None:
     config = LTXConfig(form="own", steps=120, batch_size=32, learning_rate=2e-3, complement=0, **PLAIN)
-    explainer = train_ltx(explainee, stream, config, tmp_path, data="squares")
+    explainer = train_explainer(explainee, stream, config, tmp_path, data="squares")
     images, _, where = squares(5, 128)
     masks = masks_of(explainer, images)[1][:, 0]
     assert masks[where].mean() > 4 * masks[~where].mean()
@@ -98,7 +98,7 @@ def test_an_explainer_for_any_class_finds_the_square_that_it_is_asked_about(
     explainee: Explainee, tmp_path: Path
 ) -> None:
     config = LTXConfig(steps=150, batch_size=32, learning_rate=1e-2, class_conditional=True, **PLAIN)
-    explainer = train_ltx(explainee, stream, config, tmp_path, data="squares")
+    explainer = train_explainer(explainee, stream, config, tmp_path, data="squares")
     images, labels, where = squares(6, 64)
     others, other_labels, elsewhere = squares(7, 64)
     apart = (labels != other_labels) & ~(where & elsewhere).any((1, 2))
@@ -114,7 +114,7 @@ def test_an_explainer_for_any_class_finds_the_square_that_it_is_asked_about(
 
 
 def test_bf16_training_gives_finite_masks_and_keeps_float_weights(explainee: Explainee, tmp_path: Path) -> None:
-    explainer = train_ltx(explainee, few, short(precision="bf16"), tmp_path, data="squares")
+    explainer = train_explainer(explainee, few, short(precision="bf16"), tmp_path, data="squares")
     _, masks = masks_of(explainer, squares(5, 16)[0])
     assert np.isfinite(masks).all()
     assert masks.min() >= 0
@@ -155,7 +155,7 @@ def test_the_first_step_reports_the_losses_of_its_masks(
         counterfactual = float(-(1 - removed.gather(1, target)).log().mean()) if complement else 0.0
         area = float(torch.log1p(mask.exp()).mean())
 
-    train_ltx(explainee, few, config, tmp_path, data="squares")
+    train_explainer(explainee, few, config, tmp_path, data="squares")
     (row,) = history_of(tmp_path)
     assert row["preserve"] == pytest.approx(preserve, rel=1e-4)
     assert row.get("complement", 0.0) == pytest.approx(counterfactual, rel=1e-4)
@@ -185,16 +185,16 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
 ) -> None:
     monkeypatch.setattr(train_module, "SAVE_EVERY", 5)
     config = short(**settings)
-    whole = train_ltx(explainee, few, config, tmp_path / "whole", data="squares")
+    whole = train_explainer(explainee, few, config, tmp_path / "whole", data="squares")
     with pytest.raises(Interrupted):
-        train_ltx(explainee, few, config, tmp_path / "parts", data="squares", on_step=stop_after(8))
+        train_explainer(explainee, few, config, tmp_path / "parts", data="squares", on_step=stop_after(8))
     assert read_record(tmp_path / "parts").step == 5
     assert not any(module._forward_hooks for module in explainee.model.modules())
     assert all(parameter.requires_grad for parameter in explainee.model.parameters())
 
     seen: list[int] = []
     torch.manual_seed(99)
-    parts = train_ltx(
+    parts = train_explainer(
         explainee,
         few,
         config,
@@ -213,8 +213,8 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
 
 
 def test_what_a_caller_does_between_steps_does_not_change_the_training(explainee: Explainee, tmp_path: Path) -> None:
-    plain = train_ltx(explainee, few, short(), tmp_path / "plain", data="squares")
-    watched = train_ltx(
+    plain = train_explainer(explainee, few, short(), tmp_path / "plain", data="squares")
+    watched = train_explainer(
         explainee,
         few,
         short(),
@@ -227,7 +227,7 @@ def test_what_a_caller_does_between_steps_does_not_change_the_training(explainee
 
 def test_the_seed_decides_the_weights(explainee: Explainee, tmp_path: Path) -> None:
     first, again, other = (
-        train_ltx(explainee, few, short(steps=2, seed=seed), tmp_path / str(index), data="squares")
+        train_explainer(explainee, few, short(steps=2, seed=seed), tmp_path / str(index), data="squares")
         for index, seed in enumerate((3, 3, 4))
     )
     assert states_equal(first.network, again.network)
@@ -235,37 +235,37 @@ def test_the_seed_decides_the_weights(explainee: Explainee, tmp_path: Path) -> N
 
 
 def test_a_finished_training_resumes_to_itself(explainee: Explainee, tmp_path: Path) -> None:
-    first = train_ltx(explainee, few, short(), tmp_path, data="squares")
-    again = train_ltx(explainee, few, short(), tmp_path, data="squares", resume=True)
+    first = train_explainer(explainee, few, short(), tmp_path, data="squares")
+    again = train_explainer(explainee, few, short(), tmp_path, data="squares", resume=True)
     assert states_equal(first.network, again.network)
     assert len(history_of(tmp_path)) == 12
 
 
 def test_a_training_is_not_overwritten_unasked(explainee: Explainee, tmp_path: Path) -> None:
-    train_ltx(explainee, few, short(steps=2), tmp_path, data="squares")
+    train_explainer(explainee, few, short(steps=2), tmp_path, data="squares")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(UsageError, match=rf"{tmp_path.name}' already holds a training; .*--resume"):
-        train_ltx(explainee, few, short(steps=2), tmp_path, data="squares")
+        train_explainer(explainee, few, short(steps=2), tmp_path, data="squares")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("change", [{"area": 7.0}, {"steps": 3}, {"learning_rate": 0.1}, {"layers": ("late", "early")}])
 def test_resuming_with_other_settings_is_refused(explainee: Explainee, tmp_path: Path, change: dict[str, Any]) -> None:
-    train_ltx(explainee, few, short(steps=2), tmp_path, data="squares")
+    train_explainer(explainee, few, short(steps=2), tmp_path, data="squares")
     with pytest.raises(UsageError, match=r"trained with other settings; resume with the same options"):
-        train_ltx(explainee, few, short(**({"steps": 2} | change)), tmp_path, data="squares", resume=True)
+        train_explainer(explainee, few, short(**({"steps": 2} | change)), tmp_path, data="squares", resume=True)
 
 
 def test_resuming_for_another_explainee_is_refused(explainee: Explainee, tmp_path: Path) -> None:
-    train_ltx(explainee, few, short(steps=2), tmp_path, data="squares")
+    train_explainer(explainee, few, short(steps=2), tmp_path, data="squares")
     torch.manual_seed(1)
     with pytest.raises(UsageError, match=r"trained for another explainee.*--out"):
-        train_ltx(to_explainee(SquareCNN()), few, short(steps=2), tmp_path, data="squares", resume=True)
+        train_explainer(to_explainee(SquareCNN()), few, short(steps=2), tmp_path, data="squares", resume=True)
 
 
 def test_resuming_where_nothing_is_starts_from_the_beginning(explainee: Explainee, tmp_path: Path) -> None:
-    plain = train_ltx(explainee, few, short(steps=2), tmp_path / "plain", data="squares")
-    fresh = train_ltx(explainee, few, short(steps=2), tmp_path / "fresh", data="squares", resume=True)
+    plain = train_explainer(explainee, few, short(steps=2), tmp_path / "plain", data="squares")
+    fresh = train_explainer(explainee, few, short(steps=2), tmp_path / "fresh", data="squares", resume=True)
     assert states_equal(plain.network, fresh.network)
 
 
@@ -280,7 +280,7 @@ def test_a_stream_that_fails_ends_the_training_with_its_own_error(explainee: Exp
 
     steps: list[int] = []
     with pytest.raises(OSError, match="the disk is gone"):
-        train_ltx(
+        train_explainer(
             explainee, broken, short(), tmp_path, data="squares", on_step=lambda report, _: steps.append(report.step)
         )
     assert steps == [1, 2, 3, 4]
@@ -289,7 +289,7 @@ def test_a_stream_that_fails_ends_the_training_with_its_own_error(explainee: Exp
 def test_a_folder_that_cannot_be_written_is_named(explainee: Explainee, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match=r"cannot write the checkpoint '.*file.runs'"):
-        train_ltx(explainee, few, short(steps=1), tmp_path / "file" / "runs", data="squares")
+        train_explainer(explainee, few, short(steps=1), tmp_path / "file" / "runs", data="squares")
 
 
 # ---- learning rate
@@ -334,7 +334,7 @@ def test_the_steps_are_taken_at_the_scheduled_rate(
         return step(self, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    train_ltx(explainee, few, short(form=form, steps=5, warmup=0.4), tmp_path, data="squares")
+    train_explainer(explainee, few, short(form=form, steps=5, warmup=0.4), tmp_path, data="squares")
     assert taken == pytest.approx([peak / 3, 2 * peak / 3, peak, 0.75 * peak, 0.25 * peak])
     assert [row["learning_rate"] for row in history_of(tmp_path)] == taken
 
@@ -372,14 +372,14 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def folder(spec: str, tmp_path: Path) -> Path:
     """A short training of the user's model."""
-    train_ltx(load_explainee(spec), few, short(steps=3), tmp_path / "run", data="squares")
+    train_explainer(load_explainee(spec), few, short(steps=3), tmp_path / "run", data="squares")
     return tmp_path / "run"
 
 
 @pytest.mark.parametrize("form", ["shared", "own"])
 def test_a_loaded_checkpoint_gives_the_same_masks(spec: str, tmp_path: Path, form: str) -> None:
     config = short(steps=3, form=form)
-    trained = train_ltx(
+    trained = train_explainer(
         load_explainee(spec, class_names=["x", "y", "z"]), few, config, tmp_path / "run", data="squares"
     )
     loaded, record = load_checkpoint(tmp_path / "run")
@@ -402,7 +402,7 @@ def test_a_checkpoint_finds_the_weights_file_of_its_explainee(spec: str, tmp_pat
         torch.nn.init.normal_(value, 0, 0.1)
     save_file(other.state_dict(), tmp_path / "own.safetensors")
     explainee = load_explainee(spec, tmp_path / "own.safetensors", image_size=(24, 24))
-    trained = train_ltx(
+    trained = train_explainer(
         explainee, lambda step: few(step)[:, :24, :24], short(steps=2), tmp_path / "run", data="squares"
     )
     loaded, record = load_checkpoint(tmp_path / "run")
@@ -427,7 +427,7 @@ def test_a_checkpoint_of_named_classes_loads_with_a_model_of_a_library(tmp_path:
         "timm:mobilenetv3_small_050", tmp_path / "own.safetensors", class_names=NAMES, image_size=(64, 64)
     )
     batch = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    trained = train_ltx(explainee, lambda _: batch, short(steps=1), tmp_path / "run", data="noise")
+    trained = train_explainer(explainee, lambda _: batch, short(steps=1), tmp_path / "run", data="noise")
     loaded, _ = load_checkpoint(tmp_path / "run")
     assert loaded.explainee.class_names == NAMES
     np.testing.assert_array_equal(masks_of(loaded, batch)[1], masks_of(trained, batch)[1])
