@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.contracts import ImageSpec, Uint8
@@ -86,3 +87,21 @@ def random_squares() -> Explainee:
 def random_model() -> nn.Module:
     """The classifier of `random_squares`, for ``python:squares:random_model``."""
     return random_squares().model
+
+
+def trained_squares_state() -> dict[str, Tensor]:
+    """Weights that tell the colours apart on images never seen."""
+    torch.manual_seed(0)
+    model = SquareCNN()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(150):
+        images, labels, _ = squares(step, 64)
+        loss = F.cross_entropy(model(as_input(images)), torch.from_numpy(labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images, labels, _ = squares(999, 512)
+    with torch.no_grad():
+        accuracy = (model.eval()(as_input(images)).argmax(1).numpy() == labels).mean()
+    assert accuracy > 0.95
+    return model.state_dict()

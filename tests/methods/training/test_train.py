@@ -11,9 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-from squares import NAMES, SquareCNN, as_input, few, history_of, short, squares, states_equal, stream, to_explainee
+from squares import (
+    NAMES,
+    SquareCNN,
+    few,
+    history_of,
+    short,
+    squares,
+    states_equal,
+    stream,
+    to_explainee,
+    trained_squares_state,
+)
 from torch import Tensor
 
 from saccade.contracts import Uint8
@@ -35,21 +45,7 @@ PLAIN = {"evidence": False}  # the network's selection is the mask, as published
 
 @pytest.fixture(scope="module")
 def trained_state() -> dict[str, Tensor]:
-    """Weights that tell the colours apart on images never seen."""
-    torch.manual_seed(0)
-    model = SquareCNN()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(150):
-        images, labels, _ = squares(step, 64)
-        loss = F.cross_entropy(model(as_input(images)), torch.from_numpy(labels))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    images, labels, _ = squares(999, 512)
-    with torch.no_grad():
-        accuracy = (model.eval()(as_input(images)).argmax(1).numpy() == labels).mean()
-    assert accuracy > 0.95
-    return model.state_dict()
+    return trained_squares_state()
 
 
 @pytest.fixture
