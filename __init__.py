@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .accel.manifest import Manifest
     from .accel.pipeline import PipelineConfig, explain_images
     from .accel.results import Failure, ImageExplanation, ResultWriter
-    from .contracts import Explanation, ImageSpec
+    from .contracts import Explanation, ImageSpec, MaskQuery
     from .errors import SaccadeError
 
 __version__ = "0.0.1"
@@ -36,6 +36,7 @@ _HOMES = {
     "ImageExplanation": "accel.results",
     "ImageSpec": "contracts",
     "Manifest": "accel.manifest",
+    "MaskQuery": "contracts",
     "PipelineConfig": "accel.pipeline",
     "ResultWriter": "accel.results",
     "SaccadeError": "errors",
@@ -56,6 +57,7 @@ __all__ = [
     "ImageExplanation",
     "ImageSpec",
     "Manifest",
+    "MaskQuery",
     "PipelineConfig",
     "ResultWriter",
     "SaccadeError",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contracts import Floats
+from ..contracts import Floats, MaskQuery
 from ..errors import ImageError
 from .bundle import Bundle
 from .engine import Engine, open_engine
@@ -40,6 +40,7 @@ class Explainer:
         images: Iterable[ImageSource] | ImageSource,
         *,
         target: str | int | Sequence[str | int] | None = None,
+        query: MaskQuery | None = None,
         batch_size: int | None = None,
     ) -> list[ImageExplanation]:
         """Predict and explain.
@@ -48,13 +49,15 @@ class Explainer:
             images: one image or several; arrays are uint8 (H, W, 3), or (N, H, W, 3) for several.
             target: class name or index; None for the predicted class. Several in a list give an answer for each, one
                 after the other for every image.
+            query: which masks of a bundle that holds them as functions, an answer for each; None for its own areas.
             batch_size: images that go through the engine together; None takes the bundle's own.
 
         Raises:
             ImageError: one of them cannot be read. Use `saccade.explain_images` to go on with the others.
         """
         asked = [target] if target is None or isinstance(target, (str, int)) else target
-        config = PipelineConfig(batch_size=batch_size, targets=tuple(self.bundle.target_index(one) for one in asked))
+        indices = tuple(self.bundle.target_index(one) for one in asked)
+        config = PipelineConfig(batch_size=batch_size, targets=indices, query=query)
         results = []
         for result in explain_images(self.engine, _as_sources(images), config):
             if isinstance(result, Failure):

@@ -44,6 +44,8 @@ class PipelineConfig:
             raise UsageError("there is at least one target class; -1 is the predicted one")
         if (self.batch_size is not None and self.batch_size < 1) or self.decode_threads < 1:
             raise UsageError("batch size and decode threads are at least 1")
+        if self.query and self.query.box != MaskQuery().box:
+            raise UsageError("images are explained as a whole; a part of one is rendered by the engine's run")
 
 
 @dataclass(frozen=True)

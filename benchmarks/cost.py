@@ -1,5 +1,6 @@
-"""What prediction and explanation by LTX cost in forwards, on ONNX Runtime CPU: the scenes models at 96 px, ResNet-50
-and ViT-B/16 at 224 px; the shared trunk, an own backbone, and an explainer for any class asked about one and two.
+"""What prediction and explanation by trained explainers cost in forwards, on ONNX Runtime CPU: the scenes models at
+96 px, ResNet-50 and ViT-B/16 at 224 px; LTX (shared trunk, own backbone, any class asked about one and two), and masks
+of four areas.
 
     python benchmarks/cost.py
     python benchmarks/cost.py --models ViT-B/16 --seconds 5
@@ -28,8 +29,10 @@ from saccade.accel.engine import open_engine
 from saccade.export.write_bundle import export_trained
 from saccade.methods.checkpoint import CheckpointRecord
 from saccade.methods.explainee import Explainee, load_explainee
+from saccade.methods.inr.amortized_config import AmortizedConfig
 from saccade.methods.ltx.config import LTXConfig
-from saccade.methods.ltx.model import build_ltx
+from saccade.methods.trained import method_of
+from saccade.methods.training.config import TrainingConfig
 
 RESULTS = Path(__file__).parent / "results"
 MODELS: dict[str, Callable[[], Explainee]] = {
@@ -45,7 +48,7 @@ class Case:
     """A kind of explainer, how many classes it is asked about, and what it may cost."""
 
     title: str
-    config: LTXConfig
+    config: TrainingConfig
     bar: float
     targets: int = 1
 
@@ -55,16 +58,17 @@ CASES = (
     Case("any class", LTXConfig(class_conditional=True), 1.05),
     Case("any class, two at once", LTXConfig(class_conditional=True), 1.10, 2),
     Case("own backbone", LTXConfig(form="own"), 2.1),
+    Case("INR, four areas", AmortizedConfig(), 1.15),
 )
 
 
-def export(explainee: Explainee, config: LTXConfig, out: Path) -> Bundle:
+def export(explainee: Explainee, config: TrainingConfig, out: Path) -> Bundle:
     """A bundle of an untrained explainer whose masks differ from class to class."""
     torch.manual_seed(0)
     images = photographs(explainee.image_spec)
-    explainer = build_ltx(explainee, config)
+    explainer = method_of(config).build(explainee, config)
     for name, value in explainer.network.named_parameters():
-        if "of_class" in name:
+        if "of_class" in name or name == "last.weight":
             torch.nn.init.normal_(value, 0, 0.2)
     return export_trained(explainer, CheckpointRecord.of(explainer, config, "photographs", 0), images, out)
 
@@ -72,6 +76,7 @@ def export(explainee: Explainee, config: LTXConfig, out: Path) -> Bundle:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", choices=[name.partition(",")[0] for name in MODELS])
+    parser.add_argument("--explainers", nargs="*", choices=[case.title for case in CASES])
     parser.add_argument("--seconds", type=float, default=15, help="timed seconds per batch size")
     parser.add_argument("--threads", type=int, help="threads for one operator; default all cores")
     parser.add_argument("--out", type=Path, default=RESULTS / "cost.json")
@@ -80,7 +85,7 @@ def main() -> None:
     rows = []
     for title in [name for name in MODELS if not arguments.models or name.partition(",")[0] in arguments.models]:
         explainee = MODELS[title]()
-        for case in CASES:
+        for case in [one for one in CASES if not arguments.explainers or one.title in arguments.explainers]:
             with tempfile.TemporaryDirectory() as folder:
                 bundle = export(explainee, case.config, Path(folder) / "bundle")
                 engine = open_engine(bundle, threads=arguments.threads)

@@ -19,6 +19,7 @@ _COLOURS = {
     "entropy": "#8e5bb5",
     "elsewhere": "#b58a1f",
     "binary": "#3a9459",
+    "smooth": "#d07c9f",
     "nested": "#8e5bb5",
 }
 _INK, _PALE = "#22262b", "#d9dce0"

@@ -23,7 +23,7 @@ from ..spatial import SpatialLayers, spatial_layers
 from ..training.explainer import TrainedExplainer
 from ..upsample import BilinearUpsample, sampling_matrix
 from .amortized_config import AmortizedConfig
-from .area import masks_of_area, shift_of_area
+from .area import masks_of_area
 from .network import area_code, grid_of_points, logit
 
 __all__ = ["AmortizedExplainer", "AmortizedNetwork", "Field", "build_amortized"]
@@ -31,6 +31,7 @@ __all__ = ["AmortizedExplainer", "AmortizedNetwork", "Field", "build_amortized"]
 _LEVELS = 3  # feature maps or blocks that are read
 _MIXERS = 2  # of a network on tokens
 _OBJECT = 0.08  # area of the mask that stands for the object itself
+_RANKS = 8  # areas of which one map is made
 
 
 class Field(NamedTuple):
@@ -136,6 +137,7 @@ class AmortizedExplainer(TrainedExplainer):
     """
 
     areas: Tensor
+    ranks: Tensor
     object_area: Tensor
     network: AmortizedNetwork
 
@@ -147,6 +149,8 @@ class AmortizedExplainer(TrainedExplainer):
         self.parts = config.parts
         self.upsample = BilinearUpsample(network.grid, explainee.image_spec.size)
         self.register_buffer("areas", torch.tensor(config.areas), persistent=False)
+        ranks = torch.logspace(math.log10(config.smallest), math.log10(config.largest), _RANKS)
+        self.register_buffer("ranks", ranks, persistent=False)
         self.register_buffer("object_area", torch.tensor([_OBJECT]), persistent=False)
 
     @property
@@ -155,9 +159,11 @@ class AmortizedExplainer(TrainedExplainer):
         return self.spatial.names
 
     def forward(self, images: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict and explain by one map: the mean of the masks of the config's areas, (N, 1, H, W)."""
+        """Predict and explain by one map: the mean of masks from the smallest to the largest area that is trained, so
+        that a pixel is the brighter the earlier it is kept, (N, 1, H, W).
+        """
         field = self.predict(images, target)
-        masks = self.masks(field, self.areas)
+        masks = self.masks(field, self.ranks)
         return field.logits, self.upsample(masks.mean(1).reshape(len(masks), 1, *self.network.grid))
 
     def predict(self, images: Tensor, target: Tensor | None = None) -> Field:
@@ -182,21 +188,19 @@ class AmortizedExplainer(TrainedExplainer):
         """Masks of areas (A,) at any places: y of the rows (H,) and x of the columns (W,), both in (−1, 1) over the
         image; (N, A, H, W) in [0, 1].
         """
-        logits = self.network.at(field.hidden, areas)
-        return self._sampled(logits - shift_of_area(logits, areas), rows, columns).sigmoid()
+        return self._sampled(self.masks(field, areas), rows, columns)
 
     def render_parts(self, field: Field, area: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Masks of an area (1,) that have no pixel above one half in common, (N, J, H, W); strongest evidence first."""
-        found: list[Tensor] = []
-        taken = field.hidden.new_zeros(field.hidden.shape[0], 1, field.hidden.shape[2])
-        left: Tensor | None = None
-        for part in range(self.parts):
+        """Masks of an area (1,) whose sum is nowhere above one, (N, J, H, W); strongest evidence first."""
+        return self._sampled(self.part_masks(field, area), rows, columns)
+
+    def part_masks(self, field: Field, area: Tensor) -> Tensor:
+        """Masks of an area (1,) at the points of the grid, each where those before it are not, (N, J, P)."""
+        found = [self.masks(field, area)]
+        for part in range(1, self.parts):
+            taken = torch.cat(found, 1).sum(1, keepdim=True).detach().clamp_max(1)
             logits = self.network.at(field.hidden, area, part, taken)
-            shift = shift_of_area(logits, area, 1 - taken)
-            mask = self._sampled(logits - shift, rows, columns).sigmoid()
-            found.append(mask if left is None else mask * left)
-            left = 1 - found[0] if left is None else left * (1 - mask)
-            taken = taken + (1 - taken) * (logits - shift).sigmoid()
+            found.append(masks_of_area(logits, area, 1 - taken))
         return torch.cat(found, 1)
 
     def objects(self, images: Tensor) -> Tensor:
@@ -206,7 +210,10 @@ class AmortizedExplainer(TrainedExplainer):
         return found
 
     def _sampled(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Values (N, A, P) on the grid, bilinear at places: (N, A, H, W)."""
+        """Values (N, A, P) on the grid, bilinear at places: (N, A, H, W).
+
+        Values of masks, not their logits: what is linear between the points has the same mean at every resolution.
+        """
         height, width = self.network.grid
         maps = values.reshape(values.shape[0], values.shape[1], height, width)
         return sampling_matrix(rows, height) @ (maps @ sampling_matrix(columns, width).T)

@@ -27,13 +27,15 @@ class AmortizedConfig(TrainingConfig):
         complement: weight of −log(1 − p) where it is taken away; counts for the larger areas alone, since taking a part
             of the evidence away need not make the class go.
         binary: weight of the distance of a mask's sorted values from zeros and ones.
+        smooth: weight of a mask's total variation, the mean of what neighbouring points of the grid differ by; without
+            it what a large mask takes beyond the evidence is scattered.
         nested: weight of what a mask keeps that a larger one of the same image does not.
         elsewhere: weight of keeping nothing of what comes from an image of another class, in the mixed images that an
             explainer for any class is trained on.
         features: frequencies of the Fourier features of a place.
         frequency: their standard deviation, in cycles per half the image.
         grid: positions a side at which the network is asked; 0 takes half the image's longer side, at most 56. Between
-            them the mask's logit is bilinear.
+            them the mask is bilinear.
     """
 
     areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
@@ -44,6 +46,7 @@ class AmortizedConfig(TrainingConfig):
     preserve: float = 1.0
     complement: float = 0.5
     binary: float = 10.0
+    smooth: float = 2.0
     nested: float = 1.0
     elsewhere: float = 2.0
     features: int = 32
@@ -57,7 +60,7 @@ class AmortizedConfig(TrainingConfig):
             raise UsageError("the smallest and the largest area that are trained lie in (0, 1), in this order")
         if min(self.drawn, self.parts, self.features) < 1 or self.grid < 0:
             raise UsageError("areas drawn, parts and features are at least 1, and the grid is not negative")
-        weights = (self.preserve, self.complement, self.binary, self.nested, self.elsewhere)
+        weights = (self.preserve, self.complement, self.binary, self.smooth, self.nested, self.elsewhere)
         if not all(map(math.isfinite, weights)) or min(weights) < 0 or self.preserve + self.complement == 0:
             raise UsageError(
                 "the weights of the losses are finite and not negative, and preserve or complement is positive"

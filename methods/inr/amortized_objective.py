@@ -13,7 +13,6 @@ from ..training.explainer import Batch, Losses, TrainedMethod, weighted
 from ..training.targets import generator_of
 from .amortized import AmortizedExplainer, Field, build_amortized
 from .amortized_config import AmortizedConfig
-from .area import masks_of_area
 from .objective import area_loss, evidence_loss, sorted_reference
 
 __all__ = ["INR", "draw_areas"]
@@ -36,10 +35,9 @@ def _losses(explainer: AmortizedExplainer, batch: Batch, config: AmortizedConfig
     field = explainer.predict(explainee.normalise(pixels), batch.target)
     field = Field(field.logits, field.target, field.hidden.float())
     masks = explainer.masks(field, areas)
-    kept = [masks]
-    if config.parts > 1:
-        kept.append(_parts(explainer, field, masks, areas[:1], config))
-    shown = torch.cat(kept, 1)  # (N, A + parts − 1, P)
+    shown = masks
+    if config.parts > 1:  # (N, A + parts − 1, P)
+        shown = torch.cat([masks, explainer.part_masks(field, areas[:1])[:, 1:]], 1)
     count, each = shown.shape[:2]
     large = explainer.upsample(shown.reshape(count * each, 1, *explainer.network.grid))
     large = large.reshape(count, each, *large.shape[2:])
@@ -62,6 +60,10 @@ def _losses(explainer: AmortizedExplainer, batch: Batch, config: AmortizedConfig
             terms[name] = (evidence_loss(None, logits, target, "delete").reshape(count, -1) * heavy).mean(1)
     if config.binary:
         terms["binary"] = area_loss(masks, sorted_reference(areas, masks.shape[2])).mean(1)
+    if config.smooth:
+        maps = masks.reshape(count, len(areas), *explainer.network.grid)
+        down, across = maps.diff(dim=2).abs(), maps.diff(dim=3).abs()
+        terms["smooth"] = (down.sum((2, 3)) + across.sum((2, 3))).mean(1) / masks.shape[2]
     if config.nested and len(areas) > 1:
         terms["nested"] = (masks[:, :-1] - masks[:, 1:]).clamp_min(0).mean((1, 2))
     if config.elsewhere and batch.elsewhere is not None:
@@ -72,20 +74,9 @@ def _losses(explainer: AmortizedExplainer, batch: Batch, config: AmortizedConfig
     return weighted(terms, config), dict.fromkeys(terms, masks)
 
 
-def _parts(explainer: AmortizedExplainer, field: Field, masks: Tensor, area: Tensor, config: AmortizedConfig) -> Tensor:
-    """The second mask and all further ones, each where those before it are not, (N, parts − 1, P)."""
-    taken = masks[:, :1].detach()
-    found = []
-    for part in range(1, config.parts):
-        mask = masks_of_area(explainer.network.at(field.hidden, area, part, taken), area, 1 - taken)
-        found.append(mask)
-        taken = (taken + mask.detach()).clamp_max(1)
-    return torch.cat(found, 1)
-
-
 def _objects(explainer: AmortizedExplainer, images: Tensor) -> Tensor:
     return explainer.objects(images)
 
 
-TERMS = ("preserve", "complement", "binary", "nested", "elsewhere")
+TERMS = ("preserve", "complement", "binary", "smooth", "nested", "elsewhere")
 INR = TrainedMethod("inr", TERMS, AmortizedConfig, build_amortized, _losses, _objects)

@@ -88,7 +88,7 @@ def test_the_table_says_what_was_kept(saccade_command: Run, folder: Path, tmp_pa
     [
         (("--method", "inr"), "--model SPEC"),
         (("--method", "inr", "--model", "scenes:resnet", "--areas", "0.1,1.5"), "not inside (0, 1)"),
-        (("--method", "inr", "--model", "scenes:resnet", "--areas", "a"), "numbers between commas"),
+        (("--method", "inr", "--model", "scenes:resnet", "--areas", "a"), "not a list of areas"),
         (
             ("--method", "inr", "--model", "scenes:resnet", "--several", "9", "--areas", "0.2"),
             "do not fit side by side",

@@ -141,6 +141,20 @@ def test_masks_have_the_areas_that_are_asked_for(
     assert float((masks[0] - masks[1]).abs().max()) > 0.05
 
 
+def test_finer_masks_have_the_means_of_coarser_ones(explainee: Explainee, images: Tensor) -> None:
+    explainer = built(explainee)
+    assert explainer.network.grid == (16, 16)
+    with torch.no_grad():
+        field = explainer.predict(images)
+        plain = explainer.render(field, AREAS, centres(32), centres(32))
+        for times in (2, 4):
+            fine = explainer.render(field, AREAS, centres(32 * times), centres(32 * times))
+            torch.testing.assert_close(F.avg_pool2d(fine, times), plain, rtol=0, atol=1e-5)
+    small = explainer.masks(field, AREAS).reshape(4, 3, 16, 16)
+    expected = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(plain, expected, rtol=0, atol=1e-5)
+
+
 def test_a_part_of_the_image_is_rendered_as_in_the_whole(explainee: Explainee, images: Tensor) -> None:
     explainer = built(explainee)
     query = MaskQuery(size=(32, 32), box=(0.25, 0.5, 0.75, 1.0))
@@ -160,6 +174,7 @@ def test_parts_have_no_pixel_in_common_and_the_area_asked_for(explainee: Explain
         parts = explainer.render_parts(field, area, centres(96), centres(96))
         first = explainer.render(field, area, centres(96), centres(96))
     assert parts.shape == (4, 3, 96, 96)
+    assert float(parts.sum(1).max()) <= 1 + 1e-5
     assert int((parts > 0.5).sum(1).max()) == 1
     assert float((parts.mean((2, 3)) - 0.1).abs().max()) < 0.03
     torch.testing.assert_close(parts[:, :1], first, rtol=0, atol=1e-5)
@@ -272,14 +287,17 @@ def test_the_losses_are_those_of_the_images_one_by_one(explainee: Explainee) -> 
                 ideal[256 - whole :] = 1
                 ideal[255 - whole] = 256 * area - whole
                 terms["binary"].append(float((masks[number].sort().values - ideal).square().mean()))
+                values = masks[number].reshape(16, 16).double()
+                changes = np.abs(np.diff(values, axis=0)).sum() + np.abs(np.diff(values, axis=1)).sum()
+                terms["smooth"].append(float(changes) / 256)
                 outside = F.avg_pool2d(elsewhere[index : index + 1], 2).flatten()
                 wrong = -(outside * (1 - masks[number]).log()).mean()
                 terms["elsewhere"].append(float(wrong) if area < 1 - outside.mean() else 0.0)
             over = (masks[:-1] - masks[1:]).clamp(min=0).mean()
-            for name in ("preserve", "complement", "binary", "elsewhere"):
+            for name in ("preserve", "complement", "binary", "smooth", "elsewhere"):
                 assert float(losses.terms[name][index]) == pytest.approx(np.mean(terms[name]), rel=1e-3, abs=1e-5)
             assert float(losses.terms["nested"][index]) == pytest.approx(float(over), abs=1e-6)
-    weights = {"preserve": 1.0, "complement": 0.5, "binary": 10.0, "nested": 1.0, "elsewhere": 2.0}
+    weights = {"preserve": 1.0, "complement": 0.5, "binary": 10.0, "smooth": 2.0, "nested": 1.0, "elsewhere": 2.0}
     total = sum(weight * float(losses.terms[name].mean()) for name, weight in weights.items())
     assert float(losses.total) == pytest.approx(total, rel=1e-5)
 

@@ -1,0 +1,72 @@
+"""``saccade train inr``, and what comes after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from squares import squares
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, image in enumerate(squares(3, 40)[0]):
+        Image.fromarray(image).save(folder / f"{index:02}.png")
+    return folder
+
+
+def test_a_network_is_trained_exported_and_asked_for_any_areas(
+    saccade_command: Run, photos: Path, tmp_path: Path
+) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    code, said, _ = saccade_command(
+        "train", "inr", "--model", "python:squares:random_model", "--data", photos, "--out", run, "--steps", 30,
+        "--batch-size", 8, "--parts", 2, "--areas", "0.1,0.3", "--learning-rate", "0.02", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert [entry["name"] for entry in json.loads(said)["explainers"]] == ["untrained", "trained"]
+    with Image.open(run / "preview.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+    code, said, _ = saccade_command("export", "--checkpoint", run, "--out", bundle)
+    assert code == 0
+    code, said, _ = saccade_command("verify", bundle)
+    assert code == 0
+    for options, variants in (
+        ((), ["0.1", "0.3"]),
+        (("--areas", "0.04,0.2,0.6"), ["0.04", "0.2", "0.6"]),
+        (("--several", 2, "--areas", "0.2"), ["mask 1", "mask 2"]),
+    ):
+        out = tmp_path / f"out {len(variants)} {variants[0]}"
+        code, said, _ = saccade_command(
+            "explain", photos / "00.png", "--bundle", bundle, *options, "--out", out, "--format", "npz", "--json"
+        )
+        assert code == 0
+        lines = [json.loads(line) for line in said.splitlines()]
+        assert [line["variant"] for line in lines] == variants
+        masks = np.stack([np.load(out / line["files"]["npz"])["mask"] for line in lines])
+        for line, mask in zip(lines, masks, strict=True):
+            assert float(mask.mean()) == pytest.approx(line["area"], abs=0.03)
+        if "mask 1" in variants:
+            assert int((masks > 0.5).sum(0).max()) <= 1
+
+
+def test_what_a_network_cannot_do_is_said(saccade_command: Run, photos: Path, tmp_path: Path) -> None:
+    train = ("train", "inr", "--model", "python:squares:random_model", "--data", photos, "--steps", 1)
+    code, _, said = saccade_command(*train, "--areas", "0.1,1.2", "--out", tmp_path / "a")
+    assert code == 1
+    assert "not inside (0, 1)" in said
+    code, _, said = saccade_command(*train, "--areas", "many", "--out", tmp_path / "a")
+    assert code == 2
+    assert "not a list of areas" in said
+    code, _, said = saccade_command(*train, "--out", tmp_path / "run")
+    assert code == 0
+    code, _, said = saccade_command("explain", photos, "--checkpoint", tmp_path / "run", "--finetune", 2)
+    assert code == 1
+    assert "--finetune goes on from one of train ltx" in said
