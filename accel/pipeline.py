@@ -16,7 +16,7 @@ from ..errors import ImageError, UsageError
 from .engine import Engine
 from .image import MAX_PIXELS, ImageSource, load_image, resize_image, source_name
 from .manifest import Manifest
-from .results import Failure, ImageExplanation
+from .results import Failure, ImageExplanation, together
 
 __all__ = ["PipelineConfig", "explain_images"]
 
@@ -97,8 +97,8 @@ def _explain_batch(engine: Engine, batch: list[_Loaded], config: PipelineConfig)
         for place in range(len(targets)):
             here = (index,) if one else (index, place)
             name = "" if one else manifest.class_names[int(answer.target[here])]
-            for mask, (kind, numbers) in zip(masks[index, place], kinds, strict=True):
-                yield ImageExplanation(
+            results = [
+                ImageExplanation(
                     source=item.source,
                     image=item.image,
                     probabilities=answer.probabilities[index],
@@ -111,6 +111,11 @@ def _explain_batch(engine: Engine, batch: list[_Loaded], config: PipelineConfig)
                     diagnostics={key: float(values[here]) for key, values in answer.diagnostics.items()} | numbers,
                     variant=".".join(part for part in (name, kind) if part),
                 )
+                for mask, (kind, numbers) in zip(masks[index, place], kinds, strict=True)
+            ]
+            yield from results
+            if config.query and config.query.parts > 1:
+                yield together(results, name)
 
 
 def _kinds(manifest: Manifest, query: MaskQuery | None) -> list[tuple[str, dict[str, float]]]:

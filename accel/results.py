@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from PIL import Image
 
 from ..contracts import Floats, ImageSpec, Uint8
 from ..errors import OutputError, UsageError
-from .overlay import draw_overlay, enlarge, with_legend
+from .overlay import draw_overlay, draw_parts, enlarge, with_legend, with_names
 
-__all__ = ["FORMATS", "Failure", "ImageExplanation", "ResultWriter"]
+__all__ = ["FORMATS", "Failure", "ImageExplanation", "ResultWriter", "together"]
 
 FORMATS = ("overlay", "mask", "npz")
 _LONGEST_STEM = 200  # bytes of a file name before its suffixes; file systems allow 255 in all
@@ -38,6 +38,8 @@ class ImageExplanation:
         class_specific: the mask is about `target`; if not, it is about the predicted class whatever was asked.
         milliseconds: the time for this image's batch, divided by the batch; None where it was not measured.
         diagnostics: what the method says about itself, see `Explanation`.
+        parts: masks like `mask`, which is all of them together, each with its name; the overlay shows each in a colour
+            of its own. Empty where `mask` is one.
         variant: which of several explanations of the same image this is, such as the class; its files' names end so.
     """
 
@@ -52,6 +54,7 @@ class ImageExplanation:
     milliseconds: float | None
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     variant: str = ""
+    parts: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def class_name(self) -> str:
@@ -75,9 +78,12 @@ class ImageExplanation:
 
     def mask_on_image(self) -> Floats:
         """The mask at the image's own size, float32 (H, W); 0 where the model did not look."""
+        return self._placed(self.mask)
+
+    def _placed(self, mask: Floats) -> Floats:
         height, width = self.image.shape[:2]
         left, top, right, bottom = self.spec.box(height, width)
-        scaled = Image.fromarray(np.ascontiguousarray(self.mask)).resize(
+        scaled = Image.fromarray(np.ascontiguousarray(mask)).resize(
             (right - left, bottom - top), Image.Resampling.BILINEAR
         )
         placed = np.zeros((height, width), dtype=np.float32)
@@ -93,7 +99,8 @@ class ImageExplanation:
     def overlay(self, *, legend: bool = True) -> Image.Image:
         """The picture for people; small images are enlarged."""
         image, mask = enlarge(self.image, self.mask_on_image())
-        picture = draw_overlay(image, mask)
+        shown = [enlarge(self.image, self._placed(part))[1] for part in self.parts.values()]
+        picture = draw_parts(image, shown) if shown else draw_overlay(image, mask)
         if legend:
             about = (
                 ""
@@ -101,9 +108,8 @@ class ImageExplanation:
                 else f"; evidence for {self.class_names[self.predicted]}"
             )
             kind = f"; {self.variant}" if self.variant not in ("", self.class_name) else ""
-            picture = with_legend(
-                picture, f"{self.class_name}  {self.probability:.1%}", f"{Path(self.source).name}{kind}{about}"
-            )
+            title, note = f"{self.class_name}  {self.probability:.1%}", f"{Path(self.source).name}{kind}{about}"
+            picture = with_names(picture, title, note, list(self.parts)) if shown else with_legend(picture, title, note)
         return Image.fromarray(picture)
 
     def record(self) -> dict[str, Any]:
@@ -122,6 +128,20 @@ class ImageExplanation:
             **({} if self.milliseconds is None else {"milliseconds": round(self.milliseconds, 3)}),
             **{name: float(f"{value:.4g}") for name, value in self.diagnostics.items()},
         }
+
+
+def together(parts: Sequence[ImageExplanation], name: str = "", **numbers: float) -> ImageExplanation:
+    """Masks of one image and class without a common pixel as one explanation.
+
+    Args:
+        parts: at least one.
+        name: what the variant's name begins with.
+        numbers: diagnostics of all masks together.
+    """
+    masks = {part.variant.removeprefix(f"{name}."): part.mask for part in parts}
+    variant = f"{name}.together" if name else "together"
+    union = np.max(list(masks.values()), axis=0)
+    return replace(parts[0], mask=union, parts=masks, variant=variant, diagnostics=numbers)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..accel.bundle import class_index
 from ..accel.image import ImageSource
-from ..accel.results import Failure, ImageExplanation, ResultWriter
+from ..accel.results import Failure, ImageExplanation, ResultWriter, together
 from ..methods.explainee import Explainee, load_explainee
 from ..methods.features import device_of
 from ..methods.inr.config import INRConfig
@@ -155,10 +155,7 @@ def _explain(
         )
         masks = found.masks
         names = [f"mask {place + 1}" for place in range(most)]
-        numbers = [
-            [{"retention": retention, "union_retention": union} for retention in row]
-            for row, union in zip(found.retention.tolist(), found.union.tolist(), strict=True)
-        ]
+        numbers = [[{"retention": retention} for retention in row] for row in found.retention.tolist()]
     milliseconds = (time.perf_counter() - began) * 1e3 / len(pixels)
     probabilities = found.logits.softmax(1).cpu().numpy()
     shapes = masks.cpu().numpy()
@@ -174,10 +171,11 @@ def _explain(
                     "for more --steps"
                 )
                 one.append(Failure(image.name, reason))
+            kept: list[ImageExplanation] = []
             for place, name in enumerate(names):
                 if job.several is not None and not shapes[row, place].any():
                     continue
-                one.append(
+                kept.append(
                     ImageExplanation(
                         source=image.name,
                         image=image.whole,
@@ -192,6 +190,10 @@ def _explain(
                         variant=f"{explainee.class_names[label]}.{name}" if each > 1 else name,
                     )
                 )
+            one.extend(kept)
+            if isinstance(found, SeveralMasks) and len(kept) > 1:
+                prefix = explainee.class_names[label] if each > 1 else ""
+                one.append(together(kept, prefix, retention=float(found.union[row])))
         answers.append(one)
     return answers
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from saccade.accel.colormap import colour_table, colourise
-from saccade.accel.overlay import draw_overlay, enlarge, with_legend
+from saccade.accel.overlay import draw_overlay, draw_parts, enlarge, with_legend, with_names
 
 
 def oklab(srgb: np.ndarray) -> np.ndarray:
@@ -237,3 +237,23 @@ def test_a_thin_image_does_not_become_a_huge_one() -> None:
     larger_image, larger_mask = enlarge(np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.float32))
     assert larger_image.shape[:2] == larger_mask.shape
     assert larger_mask.size < 10**6
+
+
+def test_each_of_several_masks_has_a_colour_of_its_own_and_an_edge() -> None:
+    image = np.full((40, 60, 3), 120, dtype=np.uint8)
+    masks = [np.zeros((40, 60), dtype=np.float32) for _ in range(3)]
+    for index, mask in enumerate(masks):
+        mask[10:30, 5 + 18 * index : 17 + 18 * index] = 1
+    picture = draw_parts(image, masks)
+    assert np.ptp(picture[:8], axis=2).max() == 0  # grey where no mask is
+    inner, edge = (
+        [tuple(int(value) for value in picture[row, 10 + 18 * index]) for index in range(3)] for row in (20, 10)
+    )
+    assert len({*inner, *edge}) == 6
+    for inside, border in zip(np.array(inner, float), np.array(edge, float), strict=True):
+        shades = [value - value.min() for value in (inside, border)]
+        assert np.dot(*shades) / np.linalg.norm(shades[0]) / np.linalg.norm(shades[1]) > 0.98  # the same hue
+    named = with_names(picture, "title", "note", ["mask 1", "mask 2", "mask 3"])
+    assert named.shape[1] == 60
+    assert np.array_equal(named[:40], picture)
+    assert named[40:].max() > 150

@@ -51,6 +51,11 @@ def test_several_masks_have_no_pixel_in_common(saccade_command: Run, folder: Pat
     assert code == 0
     lines = [json.loads(line) for line in said.splitlines()]
     assert lines[0]["variant"] == "mask 1"
+    if len(lines) > 1:
+        all_masks = lines.pop()
+        assert all_masks["variant"] == "together"
+        assert all_masks["area"] == pytest.approx(sum(line["area"] for line in lines), abs=1e-3)
+        assert all_masks["retention"] >= 0.9 * max(line["retention"] for line in lines)
     masks = [np.load(tmp_path / "out" / line["files"]["npz"])["mask"] for line in lines]
     assert sum(masks).max() == 1
     assert all(line["retention"] >= 0.1 for line in lines)

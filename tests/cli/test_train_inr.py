@@ -41,7 +41,7 @@ def test_a_network_is_trained_exported_and_asked_for_any_areas(
     for options, variants in (
         ((), ["0.1", "0.3"]),
         (("--areas", "0.04,0.2,0.6"), ["0.04", "0.2", "0.6"]),
-        (("--several", 2, "--areas", "0.2"), ["mask 1", "mask 2"]),
+        (("--several", 2, "--areas", "0.2"), ["mask 1", "mask 2", "together"]),
     ):
         out = tmp_path / f"out {len(variants)} {variants[0]}"
         code, said, _ = saccade_command(
@@ -52,9 +52,12 @@ def test_a_network_is_trained_exported_and_asked_for_any_areas(
         assert [line["variant"] for line in lines] == variants
         masks = np.stack([np.load(out / line["files"]["npz"])["mask"] for line in lines])
         for line, mask in zip(lines, masks, strict=True):
+            if line["variant"] == "together":
+                np.testing.assert_array_equal(mask, masks[:2].max(0))
+                continue
             assert float(mask.mean()) == pytest.approx(line["area"], abs=0.03)
         if "mask 1" in variants:
-            assert int((masks > 0.5).sum(0).max()) <= 1
+            assert int((masks[:2] > 0.5).sum(0).max()) <= 1
 
 
 def test_what_a_network_cannot_do_is_said(saccade_command: Run, photos: Path, tmp_path: Path) -> None:
