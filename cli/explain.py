@@ -122,6 +122,14 @@ __all__ = ["explain"]
     show_default=True,
     help="With --finetune: what the best step is chosen by; never a label.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="With --finetune: of the classifier's passes; bf16 makes large models about three times as fast where the "
+    "processor has it.",
+)
 @engine_options
 @any_json
 @click.pass_context
@@ -146,6 +154,7 @@ def explain(
     updates: int,
     tune: str,
     select: str,
+    precision: str,
     engine: str,
     providers: tuple[str, ...],
     threads: int | None,
@@ -179,7 +188,7 @@ def explain(
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     pixels = int(max_megapixels * 1e6)
     if method is not None:
-        others = ("bundle", "engine", "providers", "threads", "checkpoint", "steps", "tune", "select")
+        others = ("bundle", "engine", "providers", "threads", "checkpoint", "steps", "tune", "select", "precision")
         _refuse_given(context, others, "does not go with --method")
         if spec is None:
             raise click.UsageError("--method needs the classifier: --model SPEC, such as torchvision:resnet50")
@@ -203,7 +212,7 @@ def explain(
             require(package, extra="train", purpose="--finetune")
         from .finetune import explain_finetuned
 
-        settings = {"steps": steps, "tune": tune, "select": select}
+        settings = {"steps": steps, "tune": tune, "select": select, "precision": precision}
         return explain_finetuned(
             find_images(list(paths)),
             checkpoint,
@@ -217,7 +226,7 @@ def explain(
             spec=spec,
             weights=weights,
         )
-    _refuse_given(context, ("tune", "select"), "belongs to --finetune")
+    _refuse_given(context, ("tune", "select", "precision"), "belongs to --finetune")
     _refuse_given(context, ("spec", "weights"), "belongs to --method or --finetune")
     if bundle is None:
         raise click.UsageError("Missing option '--bundle'; or --checkpoint with --finetune, or --model with --method.")

@@ -104,16 +104,22 @@ class InformationCurve(Metric):
 
     def aggregate(self, rows: Rows, points: int = _POINTS) -> float:
         """Area under the median curve."""
-        grid, median = self.curve(rows, points)
-        return float(np.trapezoid(median, grid))
+        return self.area_of(self.curves(rows, points))
+
+    def curves(self, rows: Rows, points: int = _POINTS) -> NDArray[np.float64]:
+        """The curves of the images that count on an even grid, (N, points + 1)."""
+        return _curves(rows[~np.isnan(rows[:, 0])], points)
+
+    def area_of(self, curves: NDArray[np.float64]) -> float:
+        """Area under the median of some curves; NaN if there is none."""
+        if not len(curves):
+            return float("nan")
+        return float(np.trapezoid(np.median(curves, axis=0), _abscissa(curves.shape[1] - 1)))
 
     def curve(self, rows: Rows, points: int = _POINTS) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The median curve: information and answer, both (points + 1,); NaN if no image counts."""
-        counted = rows[~np.isnan(rows[:, 0])]
-        grid = _abscissa(points)
-        if not len(counted):
-            return grid, np.full(grid.size, np.nan)
-        return grid, np.median(_curves(counted, points), axis=0)
+        grid, curves = _abscissa(points), self.curves(rows, points)
+        return grid, np.median(curves, axis=0) if len(curves) else np.full(grid.size, np.nan)
 
 
 def sic() -> InformationCurve:

@@ -81,6 +81,7 @@ def _bootstrap(metric: Metric, sets: tuple[Rows, ...], resamples: int, seed: int
     count = len(sets[0])
     plain = type(metric).aggregate is Metric.aggregate  # a mean of values per image
     values = [metric.per_image(rows) for rows in sets] if plain else []
+    curves = [metric.curves(rows, _COARSE) for rows in sets] if isinstance(metric, InformationCurve) else []
     found = [np.empty(resamples) for _ in sets]
     for resample in range(resamples):
         draw = generator.integers(count, size=count)
@@ -88,7 +89,7 @@ def _bootstrap(metric: Metric, sets: tuple[Rows, ...], resamples: int, seed: int
             if plain:
                 found[index][resample] = values[index][draw].mean()
             elif isinstance(metric, InformationCurve):
-                found[index][resample] = metric.aggregate(rows[draw], _COARSE)
+                found[index][resample] = metric.area_of(curves[index][draw])
             else:
                 found[index][resample] = metric.aggregate(rows[draw])
     return found
