@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..accel.bundle import Bundle
     from ..accel.results import ImageExplanation
-    from ..contracts import Uint8
+    from ..contracts import MaskQuery, Uint8
     from .demo_page import Method
 
     Export = Callable[[Path, Callable[[str], None]], Bundle]
@@ -27,6 +27,8 @@ GRADIENTS = {
     "scenes:resnet": {"gradcam": "Grad-CAM", "dix2": "DIX, two layers", "iia2": "IIA, two integrals"},
     "scenes:vit": {"gradient-rollout": "gradient rollout", "dix2": "DIX, two blocks", "iia2": "IIA, two integrals"},
 }
+FUNCTIONS: dict[str, tuple[tuple[float, ...], int]] = {"INR, four areas": ((), 0), "INR, two masks": ((0.04,), 2)}
+"""Areas, and masks without a common pixel."""
 SCENES = 12
 PHOTOGRAPHS = ("sklearn:china.jpg", "matplotlib:grace_hopper.jpg", "skimage:retina.jpg", "skimage:rocket.jpg")
 
@@ -85,26 +87,33 @@ def demo(out: Path) -> None:
     click.echo(f"  saccade explain YOUR_PHOTO.jpg --bundle {resnet[0].bundle}")
 
 
-def _ltx(model: str, form: str) -> Export:
-    """Exports one of the LTX explainers that come with Saccade."""
+def _trained(model: str, kind: str) -> Export:
+    """Exports one of the trained explainers that come with Saccade."""
     from ..evaluate.weights_folder import WEIGHTS
     from ..export.write_bundle import export_trained
     from ..methods.checkpoint import load_checkpoint
     from .data import sample_images
 
     def export(folder: Path, on_stage: Callable[[str], None]) -> Bundle:
-        explainer, record = load_checkpoint(WEIGHTS / f"{model.replace(':', '_')}_ltx_{form}")
+        explainer, record = load_checkpoint(WEIGHTS / f"{model.replace(':', '_')}_{kind}")
         images = sample_images(record.data, record.image_spec)
-        out = folder / f"{model.replace(':', '-')}-ltx-{form}"
+        out = folder / f"{model.replace(':', '-')}-{kind.replace('_', '-')}"
         return export_trained(explainer, record, images, out, overwrite=True, on_stage=on_stage)
 
     return export
 
 
 def _methods(model: str, out: Path, status: Callable[[str], None], console: Console) -> list[Method]:
-    exports = {title: _ltx(model, form) for form, title in LTX.items()}
+    from ..contracts import MaskQuery
+
+    exports = {title: _trained(model, f"ltx_{form}") for form, title in LTX.items()}
     exports |= {title: _gradient(model, method) for method, title in GRADIENTS[model].items()}
-    return [_prepare(title, out, export, status, console) for title, export in exports.items()]
+    methods = [_prepare(title, out, export, status, console) for title, export in exports.items()]
+    if model == "scenes:resnet":
+        for title, (areas, parts) in FUNCTIONS.items():
+            query = MaskQuery(areas=areas, parts=parts)
+            methods.append(_prepare(title, out, _trained(model, "inr"), status, console, query))
+    return methods
 
 
 def _gradient(model: str, method: str) -> Export:
@@ -126,12 +135,22 @@ def _gradient(model: str, method: str) -> Export:
     return export
 
 
-def _prepare(title: str, out: Path, export: Export, status: Callable[[str], None], console: Console) -> Method:
-    """Export one explainer, verify it, explain everything, measure its cost."""
+def _prepare(
+    title: str,
+    out: Path,
+    export: Export,
+    status: Callable[[str], None],
+    console: Console,
+    query: MaskQuery | None = None,
+) -> Method:
+    """Export one explainer, verify it, explain everything, measure its cost.
+
+    Of an explainer whose masks are functions, the masks that are asked for are shown in one picture.
+    """
     from ..accel.bench import bench_engine
     from ..accel.engine import open_engine
-    from ..accel.pipeline import explain_images
-    from ..accel.results import ImageExplanation
+    from ..accel.pipeline import PipelineConfig, explain_images
+    from ..accel.results import ImageExplanation, together
     from ..accel.verify import verify_engine
     from ..errors import ParityError
     from ..evaluate.scene_material import load_photograph
@@ -146,7 +165,13 @@ def _prepare(title: str, out: Path, export: Export, status: Callable[[str], None
         raise ParityError(f"the bundle '{bundle}' does not pass: {', '.join(failed)}")
     status(f"{title}: explaining")
     sources = [*_scene_images(), *(load_photograph(name) for name in PHOTOGRAPHS)]
-    results: list[ImageExplanation] = [r for r in explain_images(engine, sources) if isinstance(r, ImageExplanation)]
+    found = explain_images(engine, sources, PipelineConfig(query=query))
+    results: list[ImageExplanation] = [result for result in found if isinstance(result, ImageExplanation)]
+    if query is not None and query.parts:
+        results = [result for result in results if result.parts]
+    elif query is not None:  # the largest first, so that the smaller ones lie on it
+        each = len(made.manifest.areas)
+        results = [together(results[at : at + each][::-1]) for at in range(0, len(results), each)]
     status(f"{title}: measuring the cost")
     rows = bench_engine(engine, (1, 8), seconds=1.5, min_runs=5)
     console.print(

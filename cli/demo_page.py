@@ -17,7 +17,6 @@ from PIL import Image
 from ..accel.bench import BenchRow
 from ..accel.colormap import colour_table
 from ..accel.manifest import Manifest
-from ..accel.overlay import draw_overlay, enlarge
 from ..accel.results import ImageExplanation
 from ..contracts import Uint8
 
@@ -106,9 +105,8 @@ def _row(first: list[str], methods: Sequence[Method], index: int) -> str:
     cells = list(first)
     for method in methods:
         result = method.results[index]
-        image, mask = enlarge(result.image, result.mask_on_image())
         caption = f"area {result.mask.mean():.1%} · {result.milliseconds:.1f} ms"
-        cells.append(_figure(_scaled(draw_overlay(image, mask)), escape(method.title), caption))
+        cells.append(_figure(_scaled(np.asarray(result.overlay(legend=False))), escape(method.title), caption))
     return f'<div class="row">{"".join(cells)}</div>\n'
 
 
@@ -141,7 +139,8 @@ def _summary(method: Method) -> str:
         f"<tr><td>batch {row.batch}</td><td>{row.p50_ms:.1f} ms</td><td><b>{row.forwards:.2f}</b> forwards</td></tr>"
         for row in method.cost
     )
-    gaps = [result.diagnostics["completeness_gap"] for result in method.results if result.diagnostics]
+    name = "completeness_gap"
+    gaps = [result.diagnostics[name] for result in method.results if name in result.diagnostics]
     gap = f" Completeness gap: {np.median(gaps):.1%}." if gaps else ""
     return (
         f"<section class=card><h4>{escape(method.title)}</h4><table>{cost}</table>"

@@ -185,8 +185,8 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
     ),
     _weight("preserve", 1.0, "what a mask keeps must be enough"),
     _weight("complement", 0.5, "without what a mask keeps the class must go"),
-    _weight("binary", 10.0, "every pixel is kept or removed, not half of each"),
-    _weight("smooth", 2.0, "little changes from a point to the next"),
+    _weight("binary", 40.0, "every pixel is kept or removed, not half of each"),
+    _weight("smooth", 1.0, "little changes from a point to the next"),
     _weight("nested", 1.0, "a larger mask holds the smaller ones"),
     _weight("elsewhere", 2.0, "with --class-conditional: nothing of another class's image is kept"),
     click.option(

@@ -45,8 +45,8 @@ class AmortizedConfig(TrainingConfig):
     parts: int = 1
     preserve: float = 1.0
     complement: float = 0.5
-    binary: float = 10.0
-    smooth: float = 2.0
+    binary: float = 40.0
+    smooth: float = 1.0
     nested: float = 1.0
     elsewhere: float = 2.0
     features: int = 32

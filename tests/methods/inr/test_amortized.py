@@ -297,7 +297,7 @@ def test_the_losses_are_those_of_the_images_one_by_one(explainee: Explainee) -> 
             for name in ("preserve", "complement", "binary", "smooth", "elsewhere"):
                 assert float(losses.terms[name][index]) == pytest.approx(np.mean(terms[name]), rel=1e-3, abs=1e-5)
             assert float(losses.terms["nested"][index]) == pytest.approx(float(over), abs=1e-6)
-    weights = {"preserve": 1.0, "complement": 0.5, "binary": 10.0, "smooth": 2.0, "nested": 1.0, "elsewhere": 2.0}
+    weights = {"preserve": 1.0, "complement": 0.5, "binary": 40.0, "smooth": 1.0, "nested": 1.0, "elsewhere": 2.0}
     total = sum(weight * float(losses.terms[name].mean()) for name, weight in weights.items())
     assert float(losses.total) == pytest.approx(total, rel=1e-5)
 
