@@ -143,12 +143,14 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
     """
     from .options import resolve_model
 
+    spec = options["spec"]
+
     def make_config(given: dict[str, Any]) -> TrainingConfig:
         from ..methods.ltx.config import LTXConfig
 
         if given.get("backbone"):
             given["backbone"] = resolve_model(given["backbone"])
-        return LTXConfig.published(options["spec"], **given) if recipe == "published" else LTXConfig(**given)
+        return LTXConfig.published(spec, **given) if recipe == "published" else LTXConfig(**given)
 
     _run(context, make_config, options)
 
