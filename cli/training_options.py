@@ -56,6 +56,12 @@ _DATA: tuple[Callable[..., Any], ...] = (
 )
 _COURSE: tuple[Callable[..., Any], ...] = (
     click.option(
+        "--start",
+        default="",
+        metavar="DIR",
+        help="Begin with the weights of another checkpoint of the same kind. [default: fresh ones]",
+    ),
+    click.option(
         "--steps", type=click.IntRange(1), default=600, show_default=True, metavar="N", help="Optimiser steps."
     ),
     click.option(

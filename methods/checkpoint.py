@@ -37,6 +37,7 @@ __all__ = [
     "damaged_state",
     "has_checkpoint",
     "load_checkpoint",
+    "load_network",
     "load_samples",
     "load_training_state",
     "network_state",
@@ -222,6 +223,18 @@ def load_checkpoint(
         before, record = record, read_record(folder)
         if record.step == before.step:  # no training has saved another step meanwhile
             return explainer.eval(), record
+
+
+def load_network(folder: Path, method: str, network: nn.Module) -> None:
+    """Take the weights of a checkpoint into a network that is built alike.
+
+    Raises:
+        ModelError: no checkpoint, one of another method, or of a network of other sizes.
+    """
+    record = read_record(folder)
+    if record.method != method:
+        raise ModelError(f"'{folder}' is a checkpoint of train {record.method}, not of train {method}")
+    load_weights(network, _current(folder, WEIGHTS_FILE))
 
 
 def has_checkpoint(folder: Path) -> bool:

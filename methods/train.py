@@ -19,6 +19,7 @@ from .checkpoint import (
     CheckpointRecord,
     damaged_state,
     has_checkpoint,
+    load_network,
     load_training_state,
     network_state,
     read_record,
@@ -141,6 +142,8 @@ def train_explainer(
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay)
         record = CheckpointRecord.of(explainer, config, data, 0)
         course = _restore(out, record, network, optimizer, processes, resume)
+        if config.start and not course.step:
+            load_network(Path(config.start), method.name, network)
         explainer.train()
         share = slice(processes.rank, None, processes.count)
         steps = 0 if course.is_over(config) else config.steps

@@ -89,7 +89,7 @@ def _asked(
     target = elsewhere = None
     if config.class_conditional:
         objects: Tensor | None = None
-        if step >= _UNKNOWN * config.steps:
+        if config.start or step >= _UNKNOWN * config.steps:
             explainer.network.eval()  # this pass is not what its batch statistics are about
             with torch.no_grad(), processes.autocast():
                 objects = method.objects(explainer, explainee.normalise(pixels)).float()

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from saccade.errors import ModelError, OutputError, UsageError
 from saccade.methods import train as train_module
 from saccade.methods.checkpoint import load_checkpoint, load_samples, read_record, save_samples
 from saccade.methods.explainee import Explainee, fingerprint, load_explainee
+from saccade.methods.inr.amortized_config import AmortizedConfig
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer, build_ltx
 from saccade.methods.train import StepReport, learning_rate, masks_of, train_explainer
@@ -557,3 +559,31 @@ def test_a_setting_that_cannot_work_is_refused(settings: dict[str, Any], message
 def test_settings_at_their_limits_are_taken(settings: dict[str, Any]) -> None:
     config = LTXConfig(**settings)
     assert {name: getattr(config, name) for name in settings} == settings
+
+
+# ---- from another training
+
+
+def test_a_training_may_start_where_another_ended(explainee: Explainee, tmp_path: Path) -> None:
+    first = train_explainer(explainee, few, short(), tmp_path / "first", data="squares")
+    slow = short(start=str(tmp_path / "first"), learning_rate=1e-9, weight_decay=0.0)
+    second = train_explainer(explainee, few, slow, tmp_path / "second", data="squares")
+    fresh = train_explainer(explainee, few, replace(slow, start=""), tmp_path / "fresh", data="squares")
+    for name, value in first.network.named_parameters():
+        torch.testing.assert_close(second.network.get_parameter(name), value, rtol=0, atol=1e-6)
+    assert any(
+        not torch.allclose(fresh.network.get_parameter(name), value, atol=1e-3)
+        for name, value in first.network.named_parameters()
+    )
+
+
+def test_a_training_of_another_kind_is_no_start(explainee: Explainee, tmp_path: Path) -> None:
+    train_explainer(explainee, few, short(), tmp_path / "first", data="squares")
+    functions = AmortizedConfig(steps=1, batch_size=8, start=str(tmp_path / "first"))
+    with pytest.raises(ModelError, match="is a checkpoint of train ltx, not of train inr"):
+        train_explainer(explainee, few, functions, tmp_path / "a", data="squares")
+    wide = short(width=5, start=str(tmp_path / "first"))
+    with pytest.raises(ModelError, match="do not fit the model"):
+        train_explainer(explainee, few, wide, tmp_path / "b", data="squares")
+    with pytest.raises(ModelError, match="is not a checkpoint"):
+        train_explainer(explainee, few, short(start=str(tmp_path / "none")), tmp_path / "c", data="squares")
