@@ -100,7 +100,8 @@ def test_the_table_says_what_was_kept(saccade_command: Run, folder: Path, tmp_pa
         ),
         (("--method", "inr", "--model", "scenes:resnet", "--target", "eleven"), "eleven"),
         (("--method", "inr", "--model", "scenes:resnet", "--bundle", "b"), "does not go with --method"),
-        (("--bundle", "b", "--areas", "0.1"), "belongs to --method inr"),
+        (("--bundle", "b", "--objective", "dual"), "belongs to --method inr"),
+        (("--checkpoint", "c", "--finetune", "2", "--areas", "0.1"), "does not go with --finetune"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(

@@ -60,7 +60,13 @@ def test_a_network_is_trained_exported_and_asked_for_any_areas(
             assert int((masks[:2] > 0.5).sum(0).max()) <= 1
 
 
-def test_what_a_network_cannot_do_is_said(saccade_command: Run, photos: Path, tmp_path: Path) -> None:
+def test_what_a_network_cannot_do_is_said(
+    saccade_command: Run, photos: Path, tmp_path: Path, tiny_bundle_kept: Path
+) -> None:
+    for options in (("--areas", "0.1"), ("--several", 2)):
+        code, _, said = saccade_command("explain", photos, "--bundle", tiny_bundle_kept, *options)
+        assert code == 1
+        assert "functions of both are trained with: saccade train inr" in said
     train = ("train", "inr", "--model", "python:squares:random_model", "--data", photos, "--steps", 1)
     code, _, said = saccade_command(*train, "--areas", "0.1,1.2", "--out", tmp_path / "a")
     assert code == 1
