@@ -60,7 +60,7 @@ def main() -> None:
     folders = arguments.checkpoints or [
         path.parent
         for path in sorted(WEIGHTS.glob("*/checkpoint.json"))
-        if read_record(path.parent).config.class_conditional
+        if read_record(path.parent).method == "ltx" and read_record(path.parent).config.class_conditional
     ]
     source = SceneSource("test", SceneConfig(variant="pair"))
     scenes = source.batch(range(arguments.first, arguments.first + arguments.count))

@@ -98,7 +98,9 @@ def evaluate_model(
         contenders: list[Contender] = []
         for folder in checkpoints_of(spec, folders):
             explainer, about = load_checkpoint(folder)
-            name = "LTX any class" if explainer.class_specific else f"LTX {about.config.form}"
+            name = "INR" if about.method == "inr" else f"LTX {about.config.form}"  # type: ignore[attr-defined]
+            if about.method == "ltx" and explainer.class_specific:
+                name = "LTX any class"
             if not wanted(name):
                 continue
             target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name

@@ -167,7 +167,8 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(stderr=True)
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    folders = arguments.checkpoints or sorted(path.parent for path in WEIGHTS.glob("*/checkpoint.json"))
+    known = sorted(path.parent for path in WEIGHTS.glob("*/checkpoint.json"))
+    folders = arguments.checkpoints or [folder for folder in known if read_record(folder).method == "ltx"]
     if arguments.only != "time":
         config = FinetuneConfig(
             steps=STEPS, tune=arguments.tune, select=arguments.select, learning_rate=arguments.learning_rate

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..accel.engine import Engine, open_engine
 from ..accel.manifest import MANIFEST_FILE
+from ..contracts import MaskQuery
 from ..errors import UsageError, suggest
 from ..evaluate.baselines import BASELINES, centre_gaussian, grad_cam, integrated_gradients, random_masks
 from ..evaluate.metrics import Explain
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ..methods.explainee import Explainee
 
 __all__ = ["bundle_contender", "explainee_contender", "make_contender"]
+
+_RANKS = 8  # areas of which one map is made
 
 
 def bundle_contender(engine: Engine, stack: ExitStack) -> Contender:
@@ -71,7 +74,15 @@ def make_contender(
 
 
 def _explain(engine: Engine) -> Explain:
-    return lambda images, target: engine.run(images, target).mask[:, 0]
+    """One map per image; of masks that are functions of the area their mean over the areas that were trained, so that a
+    pixel ranks the higher the earlier it is kept.
+    """
+    manifest = engine.bundle.manifest
+    if not manifest.areas:
+        return lambda images, target: engine.run(images, target).mask[:, 0]
+    trained = np.geomspace(manifest.parameters["smallest"], manifest.parameters["largest"], _RANKS)
+    query = MaskQuery(areas=tuple(float(area) for area in trained))
+    return lambda images, target: engine.run(images, target, query).mask.mean(1)
 
 
 def _randomised(engine: Engine, stack: ExitStack) -> Engine:

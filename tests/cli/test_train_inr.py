@@ -59,6 +59,11 @@ def test_a_network_is_trained_exported_and_asked_for_any_areas(
         if "mask 1" in variants:
             assert int((masks[:2] > 0.5).sum(0).max()) <= 1
 
+    code, said, _ = saccade_command("evaluate", bundle, "--data", photos, "--metrics", "area", "--json")
+    assert code == 0
+    found = json.loads(said)["explainers"][0]["metrics"]["area"]["value"]
+    assert found == pytest.approx(np.geomspace(0.02, 0.5, 8).mean(), abs=0.02)  # a map of all areas trained
+
 
 def test_what_a_network_cannot_do_is_said(
     saccade_command: Run, photos: Path, tmp_path: Path, tiny_bundle_kept: Path
