@@ -142,7 +142,7 @@ def check(explainee: Explainee, method: str, folder: Path, steps: int = STEPS) -
     error = graph_error(exact, with_grain(tensors(images, spec).double()), method)
     graph = ExplainerGraph(TracedExplainer(explainer)).eval()
     path = folder / "explainer.onnx"
-    export_onnx(graph, spec, path, diagnostics=graph.diagnostics, rewrite=False)
+    export_onnx(graph, spec, path, example=graph.example(), outputs=graph.outputs, rewrite=False)
     foreign = {node.domain for node in onnx.load(path, load_external_data=False).graph.node} - {""}
     assert not foreign, f"operators of {foreign}"
     expected = masks_in_torch(exact, images, TARGETS)

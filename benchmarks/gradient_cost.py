@@ -136,7 +136,7 @@ def measure(case: Case, seconds: float, folder: Path) -> dict[str, object]:
     explainer = GradientExplainer(explainee, case.config).eval()
     graph = ExplainerGraph(TracedExplainer(explainer)).eval()
     path = folder / "explainer.onnx"
-    export_onnx(graph, explainee.image_spec, path, diagnostics=graph.diagnostics, rewrite=False)
+    export_onnx(graph, explainee.image_spec, path, example=graph.example(), outputs=graph.outputs, rewrite=False)
     export_seconds = time.perf_counter() - began
     images = photographs(explainee.image_spec)[:1]
     normalised = tensors(images, explainee.image_spec)
@@ -178,7 +178,7 @@ def memory(folder: Path) -> dict[str, object]:
     explainer = GradientExplainer(explainee, config).eval()
     graph = ExplainerGraph(TracedExplainer(explainer)).eval()
     path = folder / "memory.onnx"
-    export_onnx(graph, explainee.image_spec, path, diagnostics=graph.diagnostics, rewrite=False)
+    export_onnx(graph, explainee.image_spec, path, example=graph.example(), outputs=graph.outputs, rewrite=False)
     command = [sys.executable, "-c", MEMORY, str(path), str(explainer.batch)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     return {

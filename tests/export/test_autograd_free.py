@@ -371,7 +371,9 @@ def test_an_exported_graph_takes_any_batch_with_every_rule(
 ) -> None:
     explainer = GradientExplainer(tiny_explainee, GradientConfig(method=method, rule=rule, steps=2)).eval()
     graph = ExplainerGraph(TracedExplainer(explainer)).eval()
-    export_onnx(graph, tiny_explainee.image_spec, tmp_path / "graph.onnx", diagnostics=graph.diagnostics)
+    export_onnx(
+        graph, tiny_explainee.image_spec, tmp_path / "graph.onnx", example=graph.example(), outputs=graph.outputs
+    )
     session = ort.InferenceSession(tmp_path / "graph.onnx")
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     target = np.array([-1, 2, 0, -1, 4])
@@ -389,5 +391,8 @@ def test_a_model_that_fixes_the_batch_is_refused(tiny_explainee: Explainee, tmp_
             mask = image.float().reshape(2, 32 * 32 * 3).mean(1)[:, None, None, None]
             return mask, target, mask
 
+    graph = ExplainerGraph(GradientExplainer(tiny_explainee, GradientConfig(method="gradcam")))
     with pytest.raises(ModelError, match=r"inferred ranges|takes? batches"):
-        export_onnx(Fixed(), tiny_explainee.image_spec, tmp_path / "graph.onnx")
+        export_onnx(
+            Fixed(), tiny_explainee.image_spec, tmp_path / "graph.onnx", example=graph.example(), outputs=graph.outputs
+        )
