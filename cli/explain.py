@@ -296,9 +296,11 @@ def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: 
     console = Console()
     if shown:
         table = Table(box=None, pad_edge=False)
+        named = any(result.variant not in ("", result.class_name) for result in shown)
         for heading, justify in (
             ("image", "left"),
             ("class", "left"),
+            *([("mask", "left")] if named else []),
             ("probability", "right"),
             ("mask area", "right"),
             ("peak x, y", "right"),
@@ -310,6 +312,7 @@ def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: 
             table.add_row(
                 result.source,
                 result.class_name,
+                *([result.variant] if named else []),
                 f"{result.probability:.1%}",
                 f"{result.mask.mean():.1%}",
                 f"{x}, {y}",

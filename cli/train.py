@@ -169,13 +169,23 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
         default="0.05,0.1,0.2,0.3",
         show_default=True,
         metavar="A,A,…",
-        help="Areas to show and validate with; any other may be asked for later.",
+        help="Areas that the bundle gives unless asked for others.",
     ),
     click.option(
-        "--smallest", type=click.FloatRange(0, 1), default=0.02, show_default=True, metavar="A", help="Area trained."
+        "--smallest",
+        type=click.FloatRange(0, 1),
+        default=0.02,
+        show_default=True,
+        metavar="A",
+        help="Smallest area trained.",
     ),
     click.option(
-        "--largest", type=click.FloatRange(0, 1), default=0.5, show_default=True, metavar="A", help="Area trained."
+        "--largest",
+        type=click.FloatRange(0, 1),
+        default=0.5,
+        show_default=True,
+        metavar="A",
+        help="Largest area trained.",
     ),
     click.option(
         "--parts",

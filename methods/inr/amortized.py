@@ -24,6 +24,7 @@ from ..training.explainer import TrainedExplainer
 from ..upsample import BilinearUpsample, sampling_matrix
 from .amortized_config import AmortizedConfig
 from .area import masks_of_area
+from .config import grid_of
 from .network import area_code, grid_of_points, logit
 
 __all__ = ["AmortizedExplainer", "AmortizedNetwork", "Field", "build_amortized"]
@@ -233,12 +234,9 @@ def build_amortized(explainee: Explainee, config: AmortizedConfig, *, pretrained
     model, spec = explainee.model, explainee.image_spec
     spatial = SpatialLayers(model, config.layers or spatial_layers(model, spec, _LEVELS), spec)
     tokens = spatial.gives_tokens(spatial.names[0])
-    longest = config.grid or min(56, -(-max(spec.size) // 2))
-    grid = (
-        max(1, round(longest * spec.size[0] / max(spec.size))),
-        max(1, round(longest * spec.size[1] / max(spec.size))),
-    )
     classes = class_weights(model, spec) if config.class_conditional else None
-    network = AmortizedNetwork(spatial.shapes, config.width or 64, grid, config, classes, _MIXERS if tokens else 0)
+    network = AmortizedNetwork(
+        spatial.shapes, config.width or 64, grid_of(spec.size, config.grid), config, classes, _MIXERS if tokens else 0
+    )
     explainer = AmortizedExplainer(explainee, network, spatial, config)
     return explainer.to(device_of(model)).eval()

@@ -18,7 +18,8 @@ class AmortizedConfig(TrainingConfig):
     training has.
 
     Attributes:
-        areas: of the masks that are shown, and validated with; the training draws others, from `smallest` to `largest`.
+        areas: of the masks that a bundle gives unless asked for others; the training draws its own, from `smallest` to
+            `largest`.
         smallest: area that is trained.
         largest: area that is trained.
         drawn: areas of each image in each step.

@@ -74,9 +74,5 @@ def _losses(explainer: AmortizedExplainer, batch: Batch, config: AmortizedConfig
     return weighted(terms, config), dict.fromkeys(terms, masks)
 
 
-def _objects(explainer: AmortizedExplainer, images: Tensor) -> Tensor:
-    return explainer.objects(images)
-
-
 TERMS = ("preserve", "complement", "binary", "smooth", "nested", "elsewhere")
-INR = TrainedMethod("inr", TERMS, AmortizedConfig, build_amortized, _losses, _objects)
+INR = TrainedMethod("inr", TERMS, AmortizedConfig, build_amortized, _losses, AmortizedExplainer.objects)

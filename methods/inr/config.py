@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ...errors import UsageError, suggest
 from ..perturb import BASELINES, Baseline
 
-__all__ = ["OBJECTIVES", "INRConfig", "Objective", "checked_areas"]
+__all__ = ["OBJECTIVES", "INRConfig", "Objective", "checked_areas", "grid_of"]
 
 Objective = Literal["preserve", "delete", "dual"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -73,8 +73,16 @@ class INRConfig:
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the grid of an image of a size."""
-        longest = self.grid or min(56, -(-max(size) // 2))
-        return tuple(max(1, round(longest * side / max(size))) for side in size)  # type: ignore[return-value]
+        return grid_of(size, self.grid)
+
+
+def grid_of(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """(height, width) of a grid over an image of a size: so many positions along the longer side; with 0 half of its
+    pixels, at most 56.
+    """
+    positions = longest or min(56, -(-max(size) // 2))
+    height, width = (max(1, round(positions * side / max(size))) for side in size)
+    return height, width
 
 
 def checked_areas(areas: tuple[float, ...]) -> tuple[float, ...]:

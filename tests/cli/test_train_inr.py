@@ -59,6 +59,12 @@ def test_a_network_is_trained_exported_and_asked_for_any_areas(
         if "mask 1" in variants:
             assert int((masks[:2] > 0.5).sum(0).max()) <= 1
 
+    code, said, _ = saccade_command(
+        "explain", photos / "00.png", "--bundle", bundle, "--areas", "0.04,0.2", "--out", tmp_path / "table"
+    )
+    assert code == 0
+    assert said.splitlines()[0].split()[:3] == ["image", "class", "mask"]  # each row says which
+    assert {"0.04", "0.2"} <= set(said.split())
     code, said, _ = saccade_command("evaluate", bundle, "--data", photos, "--metrics", "area", "--json")
     assert code == 0
     found = json.loads(said)["explainers"][0]["metrics"]["area"]["value"]
