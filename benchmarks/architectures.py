@@ -3,6 +3,9 @@
     python benchmarks/architectures.py                     all, at 224 px, about an hour on two cores
     python benchmarks/architectures.py --models VGG-16 --methods ig --size 96
 
+Every row is written as soon as it is there, beside the rows of other models already in the results at this size, so
+the work can be spread over several runs.
+
 For each pair: the traced graph in float64 against naive autograd in float64; ONNX Runtime in float32, batches 1 and 5,
 several classes, beside PyTorch's own error in float32; OpenVINO's masks; whether TensorRT builds an engine. Writes
 docs/architectures.md and benchmarks/results/architectures.json.
@@ -29,7 +32,6 @@ from runtimes import in_onnxruntime, in_openvino, tensorrt_refusal
 from zoo import ATTENTION, FEATURE_MAPS, build, photographs, tensors
 
 from saccade.accel.bench import machine
-from saccade.accel.compare import cosine
 from saccade.contracts import Floats, Uint8
 from saccade.errors import SaccadeError
 from saccade.export.autograd_free import trace_autograd_free
@@ -56,8 +58,8 @@ class Row:
         runtime_error: of ONNX Runtime's masks in float32 against PyTorch's in float64, ‖Δ‖ / ‖mask‖ over all images,
             the worse of batches 1 and 5.
         own_error: of PyTorch's masks in float32, the same.
-        runtime_cosine: of ONNX Runtime's masks with those in float64, the worst image.
-        own_cosine: of PyTorch's masks in float32, the same.
+        runtime_correlation: Pearson's, of ONNX Runtime's masks with those in float64, the worst image.
+        own_correlation: of PyTorch's masks in float32, the same.
         openvino_error: as `runtime_error`; None where OpenVINO refuses the graph.
         tensorrt: why TensorRT builds no engine; empty if it does.
         seconds: for all of this.
@@ -69,8 +71,8 @@ class Row:
     graph_error: float
     runtime_error: float
     own_error: float
-    runtime_cosine: float
-    own_cosine: float
+    runtime_correlation: float
+    own_correlation: float
     openvino_error: float | None
     tensorrt: str
     seconds: float
@@ -111,6 +113,11 @@ def with_grain(images: torch.Tensor) -> torch.Tensor:
 
 def distance(masks: Floats, exact: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(masks - exact) / np.linalg.norm(exact))
+
+
+def correlation(masks: Floats, exact: NDArray[np.float64]) -> float:
+    """Pearson's, of the image whose mask is furthest from the exact one."""
+    return min(float(np.corrcoef(mask.ravel(), best.ravel())[0, 1]) for mask, best in zip(masks, exact, strict=True))
 
 
 def masks_in_torch(explainer: GradientExplainer, images: Uint8, target: NDArray[np.int64]) -> Floats:
@@ -160,8 +167,8 @@ def check(explainee: Explainee, method: str, folder: Path, steps: int = STEPS) -
         graph_error=error,
         runtime_error=max(distance(masks, expected) for masks in found),
         own_error=distance(own, expected),
-        runtime_cosine=min(float(cosine(masks, expected.astype(np.float32)).min()) for masks in found),
-        own_cosine=float(cosine(own, expected.astype(np.float32)).min()),
+        runtime_correlation=min(correlation(masks, expected) for masks in found),
+        own_correlation=correlation(own, expected),
         openvino_error=openvino,
         tensorrt=tensorrt_refusal(path),
         seconds=round(time.perf_counter() - began, 1),
@@ -180,10 +187,11 @@ def write_docs(rows: list[Row], size: int) -> None:
         "pixels of a pooling window tie (saturated areas) rounding decides where the gradient goes.",
         "- **ONNX Runtime**, **PyTorch**, **OpenVINO**: masks in float32 against PyTorch's in float64, ‖Δ‖ / ‖mask‖; "
         "ONNX Runtime in batches of 1 and 5. Where ReLU networks have kinks, float32 itself is not exact.",
-        "- **cosine**: of ONNX Runtime's masks with the exact ones, the worst image; in brackets PyTorch's.",
+        "- **correlation** (Pearson): of ONNX Runtime's masks with the exact ones, the worst image; in brackets "
+        "PyTorch's.",
         "- **TensorRT**: an engine is built ahead of time (TensorRT for RTX, compute capability 8.0 and 8.9).",
         "",
-        "| model | method | layers | graph | ONNX Runtime | PyTorch | cosine | OpenVINO | TensorRT |",
+        "| model | method | layers | graph | ONNX Runtime | PyTorch | correlation | OpenVINO | TensorRT |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -191,10 +199,26 @@ def write_docs(rows: list[Row], size: int) -> None:
         openvino = "refused" if row.openvino_error is None else f"{row.openvino_error:.0e}"
         text.append(
             f"| {row.model} | {row.method} | {layers} | {row.graph_error:.0e} | {row.runtime_error:.0e} | "
-            f"{row.own_error:.0e} | {row.runtime_cosine:.6f} ({row.own_cosine:.6f}) | "
+            f"{row.own_error:.0e} | {row.runtime_correlation:.6f} ({row.own_correlation:.6f}) | "
             f"{openvino} | {row.tensorrt or 'yes'} |"
         )
     (ROOT / "docs" / "architectures.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def keep(row: Row, size: int) -> None:
+    """Write one row into the results, in the order of the zoo; rows measured at another size go."""
+    path = ROOT / "benchmarks" / "results" / "architectures.json"
+    rows = {(row.model, row.method): row}
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier["size"] == size:
+            found = (Row(**{**fields, "layers": tuple(fields["layers"])}) for fields in earlier["rows"])
+            rows = {(each.model, each.method): each for each in found} | rows
+    names, methods = [*FEATURE_MAPS, *ATTENTION], ("gradcam", "gradient-rollout", "dix2", "iia2", "ig")
+    ordered = sorted(rows.values(), key=lambda each: (names.index(each.model), methods.index(each.method)))
+    about = {"size": size, "steps": STEPS, "machine": machine(), "rows": [asdict(each) for each in ordered]}
+    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_docs(ordered, size)
 
 
 def main() -> None:
@@ -205,8 +229,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dry", action="store_true", help="print the table, write nothing")
     arguments = parser.parse_args()
-    table = Table("model", "method", "graph", "runtime", "own", "cosine", "OpenVINO", "TensorRT", "s", box=None)
-    rows: list[Row] = []
+    table = Table("model", "method", "graph", "runtime", "own", "correlation", "OpenVINO", "TensorRT", "s", box=None)
     progress = Console(stderr=True)
     for name in arguments.models:
         explainee = build(name, arguments.size)
@@ -219,25 +242,21 @@ def main() -> None:
                 except SaccadeError as error:
                     progress.print(f"{name} {method}: {error}", markup=False)
                     continue
-            rows.append(row)
             progress.print(row, markup=False)
+            if not arguments.dry:
+                keep(row, arguments.size)
             table.add_row(
                 row.model,
                 row.method,
                 f"{row.graph_error:.1e}",
                 f"{row.runtime_error:.1e}",
                 f"{row.own_error:.1e}",
-                f"{row.runtime_cosine:.6f}",
+                f"{row.runtime_correlation:.6f}",
                 "refused" if row.openvino_error is None else f"{row.openvino_error:.1e}",
                 row.tensorrt or "yes",
                 f"{row.seconds:.0f}",
             )
     Console(width=160).print(table)
-    if arguments.dry:
-        return
-    write_docs(rows, arguments.size)
-    about = {"size": arguments.size, "steps": STEPS, "machine": machine(), "rows": [asdict(row) for row in rows]}
-    (ROOT / "benchmarks" / "results" / "architectures.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
