@@ -120,7 +120,7 @@ def _report(
         "steps": record.step,
         "best_step": record.best_step,
         "best_validation": record.best_score,
-        "weights": "best" if config.patience else "last",
+        "weights": ("best" if config.patience else "last") + (", running mean" if config.ema_decay else ""),
     }
     text = write_report(out, result, about)
     if as_json:

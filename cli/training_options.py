@@ -97,6 +97,14 @@ _COURSE: tuple[Callable[..., Any], ...] = (
         help="Stop after so many validations without a better one, and keep the best weights; 0 for never.",
     ),
     click.option(
+        "--ema-decay",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        show_default=True,
+        metavar="D",
+        help="Result: a running mean of the weights; 0.99 remembers some hundred steps. 0 for the last weights.",
+    ),
+    click.option(
         "--precision",
         type=click.Choice(["fp32", "bf16", "fp16"]),
         default="fp32",

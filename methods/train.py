@@ -28,6 +28,7 @@ from .checkpoint import (
 from .explainee import Explainee, guest
 from .features import device_of
 from .trained import method_of
+from .training.average import WeightAverage
 from .training.config import TrainingConfig
 from .training.explainer import TrainedExplainer
 from .training.processes import OneProcess, open_processes
@@ -117,10 +118,11 @@ def train_explainer(
         resume: go on from the checkpoint in `out`, with the same config and data.
         validate: asked every `config.validate_every` steps and after the last one.
         processes: where to compute; by default this process, where the explainee lies.
-        on_step: called after every step, in the first process.
+        on_step: called after every step, in the first process, with the weights that would be the result.
 
     Returns:
-        The explainer with its last weights, or with its best ones where `config.patience` is set.
+        The explainer with its last weights, or with its best ones where `config.patience` is set; with their running
+        mean in both cases where `config.ema_decay` is set.
 
     Raises:
         ModelError: a loss or a gradient is not finite any more; the message names step, term and images. The weights
@@ -140,8 +142,9 @@ def train_explainer(
         network = explainer.network
         processes.prepare(network)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay)
+        average = WeightAverage(network, config.ema_decay)
         record = CheckpointRecord.of(explainer, config, data, 0)
-        course = _restore(out, record, network, optimizer, processes, resume)
+        course = _restore(out, record, network, average, optimizer, processes, resume)
         if config.start and not course.step:
             load_network(Path(config.start), method.name, network)
         explainer.train()
@@ -155,26 +158,26 @@ def train_explainer(
             pixels = to_float(batch, explainer)
             names = partial(names_of, images, step)
             terms = take_step(explainer, method, optimizer, pixels, config, processes, step, names)
+            average.update()
             seconds = time.perf_counter() - began
             total = sum(getattr(config, name) * value for name, value in terms.items())
             report = StepReport(step + 1, terms, total, rate, seconds)
             course.step = step + 1
             if validate is not None and _is_due(course.step, config):
-                score = processes.first(validate(explainer) if processes.rank == 0 else 0.0)
-                explainer.train()
-                course.validated(score, network)
+                with average.used_by(explainer):
+                    score = processes.first(validate(explainer) if processes.rank == 0 else 0.0)
+                course.validated(score, average.network)
                 report = replace(report, validation=score)
             course.history.append(report.row())
             over = course.is_over(config)
             if processes.rank == 0 and (over or course.step % SAVE_EVERY == 0):
-                _save(out, record, network, optimizer, processes, course, config)
+                _save(out, record, network, average, optimizer, processes, course, config)
             if on_step is not None and processes.rank == 0:
-                on_step(report, explainer)
-                explainer.train()
+                with average.used_by(explainer):
+                    on_step(report, explainer)
             if over:
                 break
-        if config.patience and course.best_network is not None:
-            network.load_state_dict(course.best_network)
+        network.load_state_dict(_result(average, course, config))
         return explainer.eval()
 
 
@@ -214,31 +217,39 @@ def _is_due(step: int, config: TrainingConfig) -> bool:
     return config.validate_every > 0 and (step % config.validate_every == 0 or step == config.steps)
 
 
+def _result(average: WeightAverage, course: _Course, config: TrainingConfig) -> dict[str, Tensor]:
+    """The weights that the training is for."""
+    if config.patience and course.best_network is not None:
+        return course.best_network
+    return network_state(average.network)
+
+
 def _save(
     out: Path,
     record: CheckpointRecord,
     network: nn.Module,
+    average: WeightAverage,
     optimizer: torch.optim.Optimizer,
     processes: OneProcess,
     course: _Course,
     config: TrainingConfig,
 ) -> None:
-    last = network_state(network)
     state = {
         "course": vars(course),
-        "network": last,
+        "network": network_state(network),
+        "average": average.state(),
         "optimizer": optimizer.state_dict(),
         "processes": processes.state(),
     }
-    used = course.best_network if config.patience and course.best_network is not None else last
     record = replace(record, step=course.step, best_step=course.best_step, best_score=course.best_score)
-    save_checkpoint(out, record, used, state, course.history)
+    save_checkpoint(out, record, _result(average, course, config), state, course.history)
 
 
 def _restore(
     out: Path,
     wanted: CheckpointRecord,
     network: nn.Module,
+    average: WeightAverage,
     optimizer: torch.optim.Optimizer,
     processes: OneProcess,
     resume: bool,
@@ -264,6 +275,7 @@ def _restore(
     try:
         course = _Course(**state["course"])
         network.load_state_dict(state["network"])
+        average.restore(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         processes.restore(state["processes"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -32,6 +32,8 @@ class TrainingConfig:
         warmup: fraction of the steps until the peak; then a cosine to zero.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
+        ema_decay: the result is an exponential moving average of the weights with this decay per step: 0.99 remembers
+            some hundred steps; 0 for the weights themselves.
         precision: ``"bf16"`` and ``"fp16"`` run forward and backward in autocast, fp16 with scaled gradients on a GPU;
             weights stay fp32.
         seed: of the initial weights; the order of the images is the data's own.
@@ -51,6 +53,7 @@ class TrainingConfig:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    ema_decay: float = 0.0
     precision: Precision = "fp32"
     seed: int = 0
     validate_every: int = 100
@@ -67,6 +70,8 @@ class TrainingConfig:
             raise UsageError("patience counts validations, and there are none; set the steps between them")
         if not 0 <= self.warmup < 1:
             raise UsageError("warmup is a fraction of the steps, in [0, 1)")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"the decay of the running mean is in [0, 1), not {self.ema_decay}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise UsageError(f"the learning rate {self.learning_rate} is not positive and finite")
         if not 0 <= self.weight_decay < math.inf or not 0 < self.clip < math.inf:
