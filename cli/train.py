@@ -202,6 +202,14 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
     _weight("nested", 1.0, "a larger mask holds the smaller ones"),
     _weight("elsewhere", 2.0, "with --class-conditional: nothing of another class's image is kept"),
     click.option(
+        "--gain",
+        type=click.FloatRange(0, min_open=True),
+        default=6.0,
+        show_default=True,
+        metavar="G",
+        help="Factor of the logits of masks once trained: more leaves fewer pixels half kept.",
+    ),
+    click.option(
         "--grid",
         type=click.IntRange(0),
         default=0,

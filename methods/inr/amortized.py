@@ -78,6 +78,7 @@ class AmortizedNetwork(PlaceFeatures):
     ) -> None:
         super().__init__(shapes, width, mixers)
         self.grid = grid
+        self.gain = config.gain
         self.of_class = None if classes is None else ClassReadout(classes, width if mixers else shapes[0][0])
         self.agreement = nn.Parameter(torch.randn(width, 1, 1) / math.sqrt(width))
         self.read = nn.Conv2d(width, width, 1)
@@ -107,7 +108,7 @@ class AmortizedNetwork(PlaceFeatures):
         return hidden
 
     def at(self, hidden: Tensor, areas: Tensor, part: int = 0, taken: Tensor | None = None) -> Tensor:
-        """The logits of masks.
+        """The logits of masks; outside training times the gain.
 
         Args:
             hidden: (N, D, P).
@@ -124,7 +125,8 @@ class AmortizedNetwork(PlaceFeatures):
             values = values + self.taken[:, None] * taken[:, :, None]
         count, number, width, points = values.shape
         found: Tensor = self.last(F.relu(values).reshape(count * number, width, points))
-        return found.reshape(count, number, points) + logit(areas)[:, None]
+        found = found.reshape(count, number, points) + logit(areas)[:, None]
+        return found if self.training else self.gain * found
 
 
 class AmortizedExplainer(TrainedExplainer):

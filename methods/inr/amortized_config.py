@@ -35,6 +35,8 @@ class AmortizedConfig(TrainingConfig):
             explainer for any class is trained on.
         features: frequencies of the Fourier features of a place.
         frequency: their standard deviation, in cycles per half the image.
+        gain: factor of a mask's logits once it is trained, so that fewer pixels are half kept; the area stays what it
+            was, since it is exact for any logits.
         grid: positions a side at which the network is asked; 0 takes half the image's longer side, at most 56. Between
             them the mask is bilinear.
     """
@@ -52,6 +54,7 @@ class AmortizedConfig(TrainingConfig):
     elsewhere: float = 2.0
     features: int = 32
     frequency: float = 1.0
+    gain: float = 6.0
     grid: int = 0
 
     def __post_init__(self) -> None:
@@ -68,3 +71,5 @@ class AmortizedConfig(TrainingConfig):
             )
         if not 0 < self.frequency < math.inf:
             raise UsageError(f"the frequency {self.frequency} is not positive and finite")
+        if not 0 < self.gain < math.inf:
+            raise UsageError(f"the gain {self.gain} is not positive and finite")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_weights import randomise
+from scipy.special import expit
 from squares import SquareCNN, as_input, random_squares, squares, to_explainee, trained_squares_state
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def bilinear(maps: Tensor, x: float, y: float) -> Tensor:
 def test_the_logit_of_a_mask_is_what_is_read_at_each_point(
     explainee: Explainee, images: Tensor, conditional: bool
 ) -> None:
-    explainer = built(explainee, class_conditional=conditional, parts=2, grid=8)
+    explainer = built(explainee, class_conditional=conditional, parts=2, grid=8, gain=1.0)
     network: Any = explainer.network
     target = torch.tensor([2, 0, 1, 1])
     model: Any = explainee.model
@@ -139,6 +140,29 @@ def test_masks_have_the_areas_that_are_asked_for(
         masks = explainer.render(field, AREAS, centres(size), centres(size))
     assert float((masks.mean((2, 3)) - AREAS).abs().max()) < 0.02
     assert float((masks[0] - masks[1]).abs().max()) > 0.05
+
+
+def test_gain_leaves_fewer_pixels_half_kept_and_neither_their_order_nor_the_area_changes(
+    explainee: Explainee, images: Tensor
+) -> None:
+    plain, sharp = built(explainee, gain=1.0), built(explainee, gain=6.0)
+    with torch.no_grad():
+        field = plain.predict(images)
+        logits = plain.network.at(field.hidden, AREAS).double().numpy()
+        soft, hard = (each.masks(each.predict(images), AREAS).numpy() for each in (plain, sharp))
+        while_training = sharp.train().network.at(field.hidden, AREAS)
+    np.testing.assert_array_equal(while_training.double().numpy(), logits)
+    for gain, masks in ((1, soft), (6, hard)):
+        for index in range(len(images)):
+            for number, area in enumerate(AREAS.tolist()):
+                low, high = -1e3, 1e3
+                for _ in range(80):  # the shift by which the mean is the area
+                    shift = (low + high) / 2
+                    found = expit(gain * logits[index, number] - shift)
+                    low, high = (shift, high) if found.mean() > area else (low, shift)
+                np.testing.assert_allclose(masks[index, number], found, rtol=0, atol=1e-3)
+    grey = [float(((masks > 0.1) & (masks < 0.9)).mean()) for masks in (soft, hard)]
+    assert grey[1] < 0.5 * grey[0]
 
 
 def test_finer_masks_have_the_means_of_coarser_ones(explainee: Explainee, images: Tensor) -> None:
@@ -257,7 +281,7 @@ def test_areas_are_drawn_evenly_on_a_logarithmic_scale() -> None:
 
 
 def test_the_losses_are_those_of_the_images_one_by_one(explainee: Explainee) -> None:
-    explainer = built(explainee, class_conditional=True)
+    explainer = built(explainee, class_conditional=True, gain=1.0)
     config = AmortizedConfig(class_conditional=True, drawn=3)
     raw, _, where = squares(3, 3)
     pixels = torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 255
@@ -331,6 +355,7 @@ def test_settings_without_sense_are_refused() -> None:
         ({"areas": (0.0,)}, "not inside"),
         ({"smallest": 0.5, "largest": 0.2}, "in this order"),
         ({"parts": 0}, "at least 1"),
+        ({"gain": 0.0}, "gain"),
         ({"preserve": 0.0, "complement": 0.0}, "is positive"),
     ):
         with pytest.raises(UsageError, match=message):
