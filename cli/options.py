@@ -13,6 +13,7 @@ __all__ = ["Areas", "BatchSizes", "any_json", "bundle_argument", "engine_options
 SHORT_SPECS = {
     "scenes:resnet": "python:saccade.evaluate.scenes_models:resnet",
     "scenes:vit": "python:saccade.evaluate.scenes_models:vit",
+    "scenes:context": "python:saccade.evaluate.scenes_models:context",
 }
 
 

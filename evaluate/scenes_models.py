@@ -1,7 +1,7 @@
 """Small classifiers of planted scenes, with trained weights: something real to explain in seconds on two cores.
 
-As model specs: ``python:saccade.evaluate.scenes_models:resnet`` and ``python:saccade.evaluate.scenes_models:vit``, or
-``scenes:resnet`` and ``scenes:vit`` for short. The file beside the weights says how they were trained and how good
+As model specs: ``python:saccade.evaluate.scenes_models:resnet`` and so on, or ``scenes:resnet``, ``scenes:vit`` and
+``scenes:context`` for short. The file beside the weights says how they were trained and how good
 they are; ``examples/train_scenes.py`` trains them again.
 """
 
@@ -18,7 +18,7 @@ from ..errors import ModelError
 from .scenes import CLASS_NAMES
 from .weights_folder import WEIGHTS
 
-__all__ = ["IMAGE_SPEC", "ScenesResNet", "ScenesViT", "resnet", "vit"]
+__all__ = ["IMAGE_SPEC", "ScenesResNet", "ScenesViT", "context", "resnet", "vit"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -28,6 +28,11 @@ IMAGE_SPEC = ImageSpec(size=(96, 96), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.2
 def resnet(pretrained: bool = True) -> ScenesResNet:
     """A residual network of 0.7 million parameters; its last feature map is 128×12×12 at 96 pixels."""
     return _load(ScenesResNet(), "scenes_resnet") if pretrained else ScenesResNet()
+
+
+def context(pretrained: bool = True) -> ScenesResNet:
+    """The same network, trained on scenes of the context variant: it knows a class by its digit or by its texture."""
+    return _load(ScenesResNet(), "scenes_context") if pretrained else ScenesResNet()
 
 
 def vit(pretrained: bool = True) -> ScenesViT:

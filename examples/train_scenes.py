@@ -2,6 +2,7 @@
 
     python examples/train_scenes.py resnet        about 15 minutes on two cores
     python examples/train_scenes.py vit           about 30 minutes; learns from the labels and from the ResNet
+    python examples/train_scenes.py context       about 5 minutes; from the ResNet on, with textures that tell the class
 
 A curriculum makes it short: the scenes start as digits on a plain colour, and the photographs and distractors fade in
 over the first 40 % of the run. Every scene is new.
@@ -9,6 +10,9 @@ over the first 40 % of the run. Every scene is new.
 The labels and the ResNet's probabilities alone leave the transformer at chance for a very long time: nothing tells it
 where to look. So its patch tokens also learn to predict the ResNet's feature map, place by place; the weight of that
 term falls to 0 over the run.
+
+In a third of the context scenes the digit is hidden, in another third the texture: the classifier then knows a class by
+either.
 """
 
 from __future__ import annotations
@@ -32,27 +36,33 @@ from saccade.evaluate.scenes import SceneBatch, SceneConfig, SceneSource
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesResNet, ScenesViT, resnet
 from saccade.evaluate.weights_folder import WEIGHTS
 from saccade.methods.attention_tap import AttentionTap
+from saccade.methods.perturb import make_baseline, perturb
 
 RECIPES = {
     "resnet": {"steps": 2400, "batch": 96, "rate": 4e-3, "decay": 0.02},
     "vit": {"steps": 3800, "batch": 96, "rate": 1e-3, "decay": 0.05},
+    "context": {"steps": 500, "batch": 96, "rate": 2e-3, "decay": 0.02},
 }
+Item = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+NEAR = 2  # pixels around a digit or a texture that are hidden with it
 
 
 class Steps(Dataset):  # type: ignore[type-arg]
     """Item ``step`` is the whole batch of that step, so that the clutter can follow the curriculum."""
 
-    def __init__(self, steps: int, batch: int, seed: int) -> None:
-        self.steps, self.batch, self.config = steps, batch, SceneConfig(seed=seed)
+    def __init__(self, steps: int, batch: int, config: SceneConfig) -> None:
+        self.steps, self.batch, self.config = steps, batch, config
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, step: int) -> Item:
         clutter = min(1.0, 0.1 + 0.9 * step / (0.4 * self.steps))
+        if self.config.variant == "context":  # the network knows digits already
+            clutter = 1.0
         source = SceneSource("train", replace(self.config, clutter=clutter))
         made = source.batch(range(step * self.batch, (step + 1) * self.batch))
-        return made.images, made.labels
+        return made.images, made.labels, made.evidence, made.context
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -60,12 +70,28 @@ def normalise(images: Tensor) -> Tensor:
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def batches(recipe: dict[str, float], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(recipe: dict[str, float], config: SceneConfig) -> Iterator[tuple[Tensor, Tensor]]:
     loader = DataLoader(
-        Steps(int(recipe["steps"]), int(recipe["batch"]), seed), batch_size=None, num_workers=1, prefetch_factor=8
+        Steps(int(recipe["steps"]), int(recipe["batch"]), config), batch_size=None, num_workers=1, prefetch_factor=8
     )
-    for images, labels in loader:
-        yield normalise(torch.as_tensor(images)), torch.as_tensor(labels)
+    generator = torch.Generator().manual_seed(config.seed)
+    for item in loader:
+        images, labels, evidence, context = map(torch.as_tensor, item)
+        if config.variant == "context":
+            images = hidden(images, (evidence, context), generator)
+        yield normalise(images), labels
+
+
+def hidden(images: Tensor, parts: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    """Blur or paint over one of two parts (N, H, W), or neither, by chance, in images uint8 (N, H, W, 3)."""
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    which = torch.randint(0, 3, (len(images), 1, 1), generator=generator)
+    chosen = (parts[0] & (which == 1)) | (parts[1] & (which == 2))
+    gone = F.max_pool2d(chosen[:, None].float(), 2 * NEAR + 1, 1, NEAR)
+    blurred = torch.rand((len(images), 1, 1, 1), generator=generator) < 0.5
+    mean = make_baseline(pixels, "mean", IMAGE_SPEC.mean).expand_as(pixels)
+    baseline = torch.where(blurred, make_baseline(pixels, "blur", IMAGE_SPEC.mean), mean)
+    return perturb(pixels, 1 - gone, baseline).permute(0, 2, 3, 1) * 255
 
 
 class Labels(nn.Module):
@@ -111,7 +137,7 @@ class Distillation(nn.Module):
         return loss, logits
 
 
-def train(model: nn.Module, losses: nn.Module, recipe: dict[str, float], seed: int) -> nn.Module:
+def train(model: nn.Module, losses: nn.Module, recipe: dict[str, float], config: SceneConfig) -> nn.Module:
     """Train ``model``, a part of ``losses``; the result is the average of its weights over the last steps."""
     steps = int(recipe["steps"])
     losses = losses.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -125,7 +151,7 @@ def train(model: nn.Module, losses: nn.Module, recipe: dict[str, float], seed: i
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
-    for step, (images, labels) in enumerate(track(batches(recipe, seed), "training", total=steps)):
+    for step, (images, labels) in enumerate(track(batches(recipe, config), "training", total=steps)):
         # the tap spells attention out: on a CPU the fused operator's backward takes as long as all the rest
         with torch.autocast("cpu", torch.bfloat16), AttentionTap():
             loss, logits = losses(images, labels, step / steps)
@@ -147,8 +173,8 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, split: str, count: int) -> float:
-    source = SceneSource(split)  # type: ignore[arg-type]
+def accuracy(model: nn.Module, split: str, count: int, config: SceneConfig) -> float:
+    source = SceneSource(split, config)  # type: ignore[arg-type]
     right = 0.0
     for start in range(0, count, 100):
         scenes: SceneBatch = source.batch(range(start, start + 100))
@@ -171,15 +197,16 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
     began = time.perf_counter()
+    config = SceneConfig(seed=arguments.seed, variant="context" if arguments.model == "context" else "digit")
     if arguments.model == "vit":
         student: ScenesResNet | ScenesViT = ScenesViT()
         losses: nn.Module = Distillation(student, resnet())
     else:
-        student = ScenesResNet()
+        student = resnet() if arguments.model == "context" else ScenesResNet()
         losses = Labels(student)
-    model = train(student, losses, recipe, arguments.seed)
+    model = train(student, losses, recipe, config)
     minutes = (time.perf_counter() - began) / 60
-    held_out = {split: accuracy(model, split, 2000) for split in ("val", "test")}
+    held_out = {split: accuracy(model, split, 2000, replace(config, seed=0)) for split in ("val", "test")}
     print(f"trained in {minutes:.1f} min; accuracy: {held_out}")
 
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,119 @@
+"""Several masks of one image: does the second find the other evidence? On scenes with a digit and a texture.
+
+    python benchmarks/context_scenes.py                 200 scenes, about ten minutes on two cores
+    python benchmarks/context_scenes.py --count 16 --dry
+
+The classifier `scenes:context` knows a class by either. A scene counts if the classifier still gives its class a
+probability of one half with the digit blurred, and with the texture blurred. Of these, in how many does one of the
+first two masks lie on the digit and the other on the texture? A mask lies where more of its pixels are; a mask of which
+less than a tenth lies on either lies on neither. Writes benchmarks/results/context_scenes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import Progress
+from scipy.stats import binomtest
+from torch import Tensor
+
+from saccade.accel.bench import machine
+from saccade.evaluate.scenes import SceneBatch, SceneConfig, SceneSource
+from saccade.methods.explainee import Explainee, load_explainee
+from saccade.methods.inr.config import INRConfig
+from saccade.methods.inr.several import SeveralConfig, SeveralMasks, several_masks
+from saccade.methods.perturb import make_baseline, perturb
+
+RESULTS = Path(__file__).parent / "results" / "context_scenes.json"
+FIRST, BATCH = 20_000, 20
+NEAR = 2  # pixels around a digit or a texture that are hidden with it
+USED = 0.5
+LIES = 0.1
+
+
+def to_pixels(scenes: SceneBatch) -> Tensor:
+    return torch.from_numpy(scenes.images).permute(0, 3, 1, 2).float() / 255
+
+
+def without(explainee: Explainee, pixels: Tensor, part: Tensor, target: Tensor) -> Tensor:
+    """Probability of the classes where a part (N, H, W) of the images is blurred, (N,)."""
+    gone = F.max_pool2d(part[:, None].float(), 2 * NEAR + 1, 1, NEAR)
+    shown = perturb(pixels, 1 - gone, make_baseline(pixels, "blur", explainee.image_spec.mean))
+    with torch.inference_mode():
+        answers: Tensor = explainee.model(explainee.normalise(shown)).softmax(1)
+    return answers.gather(1, target[:, None])[:, 0]
+
+
+def used_both(explainee: Explainee, scenes: SceneBatch) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    pixels = to_pixels(scenes)
+    with torch.inference_mode():
+        predicted = explainee.model(explainee.normalise(pixels)).argmax(1)
+    parts = (torch.from_numpy(scenes.evidence), torch.from_numpy(scenes.context))
+    least = torch.stack([without(explainee, pixels, part, predicted) for part in parts]).amin(0)
+    return np.asarray((least >= USED).numpy())
+
+
+def lies_on(mask: Tensor, parts: tuple[Tensor, Tensor]) -> int:
+    """0 for the first part (H, W), 1 for the second, −1 for neither."""
+    near = [F.max_pool2d(part[None, None].float(), 2 * NEAR + 1, 1, NEAR)[0, 0] for part in parts]
+    shares = [float((mask * one).sum() / mask.sum().clamp_min(1)) for one in near]
+    return int(np.argmax(shares)) if max(shares) >= LIES else -1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--area", type=float, default=0.08)
+    parser.add_argument("--first", type=int, default=FIRST)
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    explainee = load_explainee("python:saccade.evaluate.scenes_models:context")
+    source = SceneSource("test", SceneConfig(variant="context"))
+    several = SeveralConfig(most=2, area=arguments.area)
+    places: list[tuple[int, int]] = []
+    retention: list[np.ndarray[Any, Any]] = []
+    counted = 0
+    began = time.perf_counter()
+    with Progress() as progress:
+        task = progress.add_task("scenes", total=arguments.count)
+        for start in range(arguments.first, arguments.first + arguments.count, BATCH):
+            stop = min(start + BATCH, arguments.first + arguments.count)
+            scenes = source.batch(range(start, stop))
+            both = np.flatnonzero(used_both(explainee, scenes))
+            counted += len(both)
+            if len(both):
+                found: SeveralMasks = several_masks(explainee, to_pixels(scenes)[both], several, INRConfig())
+                retention.append(found.retention.numpy())
+                for masks, index in zip(found.masks, both, strict=True):
+                    parts = (torch.from_numpy(scenes.evidence[index]), torch.from_numpy(scenes.context[index]))
+                    places.append((lies_on(masks[0], parts), lies_on(masks[1], parts)))
+            progress.update(task, advance=stop - start)
+    different = sum(set(pair) == {0, 1} for pair in places)
+    interval = binomtest(different, counted).proportion_ci(0.95, "wilson")
+    result = {
+        "scenes": arguments.count,
+        "classifier uses both": counted,
+        "masks on different evidence": different / counted,
+        "interval": [interval.low, interval.high],
+        "first mask on the digit": float(np.mean([pair[0] == 0 for pair in places])),
+        "pairs (first, second; 0 digit, 1 texture, -1 neither)": {
+            str(pair): places.count(pair) for pair in sorted(set(places))
+        },
+        "retention, median": np.median(np.concatenate(retention), 0).tolist(),
+        "area": arguments.area,
+        "seconds per image": (time.perf_counter() - began) / max(1, counted),
+    }
+    print(json.dumps(result, indent=1))
+    if not arguments.dry:
+        RESULTS.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
