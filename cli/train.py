@@ -114,7 +114,7 @@ def train() -> None:
         "--evidence/--no-evidence",
         default=True,
         show_default=True,
-        help="Multiply by the class activation, where the head is linear; off as published.",
+        help="Multiply by the class activation, or without a linear head by the neighbourhood; off as published.",
     ),
 )
 @click.pass_context

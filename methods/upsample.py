@@ -1,4 +1,4 @@
-"""Up-sampling of masks in a form that every engine runs fast."""
+"""Up-sampling and smoothing of masks in a form that every engine runs fast: small matrix products."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BilinearUpsample", "interpolation_matrix", "sampling_matrix"]
+__all__ = ["BilinearUpsample", "BinomialBlur", "interpolation_matrix", "sampling_matrix"]
 
 _BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
 _ONE_THREAD = 2**16  # multiplications of a product that ONNX Runtime gives to one thread: to wake two costs more
@@ -39,6 +39,35 @@ class BilinearUpsample(nn.Module):
             return self.rows @ wide
         half = -(-len(self.rows) // pieces)
         return torch.cat([self.rows[start : start + half] @ wide for start in range(0, len(self.rows), half)], 2)
+
+
+class BinomialBlur(nn.Module):
+    """Mean of each position's 3×3 neighbourhood with the weights [1, 2, 1]/4 along either axis; what lies beyond the
+    border is as the border.
+
+    Args:
+        size: (height, width) of the maps.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("rows", _binomial_matrix(size[0]), persistent=False)
+        self.register_buffer("columns", _binomial_matrix(size[1]).T.contiguous(), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (N, C, h, w) to the same shape."""
+        return self.rows @ (maps @ self.columns)
+
+
+def _binomial_matrix(size: int) -> Tensor:
+    weights = torch.zeros(size, size)
+    for position in range(size):
+        for offset, weight in ((-1, 0.25), (0, 0.5), (1, 0.25)):
+            weights[position, min(max(position + offset, 0), size - 1)] += weight
+    return weights
 
 
 def interpolation_matrix(source: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:

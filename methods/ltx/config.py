@@ -48,8 +48,8 @@ class LTXConfig(TrainingConfig):
         entropy: weight of the entropy term, which is 0 for a mask of zeros and ones and 1 for one of halves.
         elsewhere: weight of keeping nothing of what comes from an image of another class, in the mixed images that an
             explainer for any class is trained on.
-        evidence: multiply the network's selection by the class activation of a linear head, where the explainee has
-            one (see `LTXExplainer`); off as published.
+        evidence: multiply the network's selection by the class activation of a linear head, or where the explainee has
+            none by what is selected around (see `LTXExplainer`); off as published.
     """
 
     form: Form = "shared"

@@ -14,7 +14,7 @@ from ..places import enlarge_to
 from ..representation import class_weights, linear_head
 from ..spatial import SpatialLayers, spatial_layers
 from ..training.explainer import TrainedExplainer
-from ..upsample import BilinearUpsample
+from ..upsample import BilinearUpsample, BinomialBlur
 from .backbone import OwnBackbone
 from .config import LTXConfig
 from .decoder import MaskDecoder
@@ -58,7 +58,9 @@ class LTXExplainer(TrainedExplainer):
         network: a `MaskDecoder` or an `OwnBackbone`; the only part that is trained and stored.
         spatial: the explainee's layers that a `MaskDecoder` reads, and from which the evidence comes.
         grid: (height, width) of the mask before up-sampling.
-        head: weights (K, C) of the explainee's linear head on the coarsest layer, or None to use the selection alone.
+        head: weights (K, C) of the explainee's linear head on the coarsest layer, or None where it has none.
+        weighed: where the explainee has no such head, multiply the selection by that of the neighbourhood: among
+            positions that are all selected, those in the middle are the ones that matter.
     """
 
     head: Tensor | None
@@ -70,11 +72,13 @@ class LTXExplainer(TrainedExplainer):
         spatial: SpatialLayers,
         grid: tuple[int, int],
         head: Tensor | None = None,
+        weighed: bool = False,
     ) -> None:
         knows_classes = isinstance(network, MaskDecoder) and network.of_class is not None
         super().__init__(explainee, network, class_specific=knows_classes)
         largest = 1 if head is None else 1 + LIFT  # the largest value before up-sampling
         self.upsample = BilinearUpsample(grid, explainee.image_spec.size, 1 / largest)
+        self.blur = BinomialBlur(grid) if weighed and head is None else None
         self.spatial = spatial
         self.register_buffer("head", None if head is None else head.detach().clone(), persistent=False)
 
@@ -105,6 +109,8 @@ class LTXExplainer(TrainedExplainer):
             evidence = activation.reshape(*found.target.shape, int(maps.shape[2]), int(maps.shape[3]))
             evidence = evidence / evidence.amax((2, 3), keepdim=True)
             selection = (selection + LIFT) * enlarge_to(evidence, selection.shape[-2:])
+        elif self.blur is not None:
+            selection = selection * self.blur(selection)
         mask: Tensor = self.upsample(selection)
         return mask
 
@@ -150,7 +156,7 @@ def build_ltx(explainee: Explainee, config: LTXConfig, *, pretrained: bool = Tru
         grid = network.grid
     evidence = config.evidence and not spatial.gives_tokens(spatial.names[0])
     head = linear_head(explainee.model, spatial.names[0], spec) if evidence else None
-    explainer = LTXExplainer(explainee, network, spatial, grid, head)
+    explainer = LTXExplainer(explainee, network, spatial, grid, head, config.evidence)
     return explainer.to(device_of(explainee.model)).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,23 @@ def test_every_library_s_transformer_has_an_explainer(name: str, form: str) -> N
 # ---- networks
 
 
-def test_a_shared_mask_is_the_decoder_on_the_patches_tokens(vit: Explainee, images: Tensor) -> None:
-    explainer = built(vit)
+def weighed(selection: Tensor) -> Tensor:
+    """Each position times what is selected around it, position by position; (N, 1, h, w)."""
+    result = torch.zeros_like(selection)
+    height, width = selection.shape[2:]
+    for y in range(height):
+        for x in range(width):
+            around = 0.0
+            for down, across in itertools.product((-1, 0, 1), repeat=2):
+                row, column = min(max(y + down, 0), height - 1), min(max(x + across, 0), width - 1)
+                around = around + selection[:, :, row, column] * (2 - abs(down)) * (2 - abs(across)) / 16
+            result[:, :, y, x] = selection[:, :, y, x] * around
+    return result
+
+
+@pytest.mark.parametrize("evidence", [True, False])
+def test_a_shared_mask_is_the_decoder_on_the_patches_tokens(vit: Explainee, images: Tensor, evidence: bool) -> None:
+    explainer = built(vit, evidence=evidence)
     decoder: Any = explainer.network
     with torch.no_grad():
         total = torch.zeros(4, 32, 12, 12)
@@ -114,6 +130,7 @@ def test_a_shared_mask_is_the_decoder_on_the_patches_tokens(vit: Explainee, imag
             patches = tokens_after(vit.model, images, blocks)[:, 1:]
             total += project(patches.reshape(4, 12, 12, 16).permute(0, 3, 1, 2))
         small = torch.sigmoid(F.conv2d(total.clamp(min=0), decoder.read.weight, decoder.read.bias))
+        small = weighed(small) if evidence else small
         expected = F.interpolate(small, size=(96, 96), mode="bilinear", align_corners=False)
         found = explainer(images)[1]
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
@@ -129,7 +146,7 @@ def test_an_own_mask_is_an_mlp_on_the_copy_s_last_tokens(vit: Explainee, images:
         normed = centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
         logits = torch.tanh(normed @ first.weight.T + first.bias) @ last.weight[0] + last.bias
         small = torch.sigmoid(logits).reshape(4, 1, 12, 12)
-        expected = F.interpolate(small, size=(96, 96), mode="bilinear", align_corners=False)
+        expected = F.interpolate(weighed(small), size=(96, 96), mode="bilinear", align_corners=False)
         found = explainer(images)[1]
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
