@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import click
 from .options import Areas, any_json, engine_options
 
 if TYPE_CHECKING:
-    from ..accel.results import ImageExplanation
+    from .outcome import Outcome
 
 __all__ = ["explain"]
 
@@ -180,9 +179,9 @@ def explain(
     from ..accel.engine import open_engine
     from ..accel.image import find_images
     from ..accel.pipeline import PipelineConfig, explain_images
-    from ..accel.results import Failure, ResultWriter
     from ..contracts import MaskQuery
     from ..errors import UsageError, require
+    from .outcome import Outcome
     from .progress import counting_progress
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
@@ -248,34 +247,14 @@ def explain(
     asked = areas if _is_given(context, "areas") else ()
     query = MaskQuery(areas=asked, parts=several or 0) if asked or several else None
     pipeline = PipelineConfig(batch_size=batch_size, targets=indices, query=query, max_pixels=pixels)
-    folder = out or (None if as_json else Path("explanations"))
-    writer = ResultWriter(folder, formats) if folder else None
-    failed = done = 0
-    shown: list[ImageExplanation] = []
-    try:
-        with counting_progress() as progress:
-            bar = progress.add_task("explaining", total=len(files) * len(indices))
-            for result in explain_images(running, files, pipeline):
-                record = writer.write(result) if writer else result.record()
-                if as_json:
-                    click.echo(json.dumps(record, ensure_ascii=False))
-                if isinstance(result, Failure):
-                    failed += 1
-                    progress.console.print(f"[red]skipped[/red] {result.reason}", highlight=False, soft_wrap=True)
-                else:
-                    done += 1
-                    if len(shown) < 20:
-                        shown.append(result)
-                progress.advance(bar)
-    except BaseException:
-        if writer:
-            writer.discard()
-        raise
-    if writer:
-        writer.close()
+    with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
+        bar = progress.add_task("explaining", total=len(files) * len(indices))
+        for result in explain_images(running, files, pipeline):
+            outcome.take(result, progress.console)
+            progress.advance(bar)
     if not as_json:
-        _print_table(shown, done, failed, folder)
-    return 1 if failed else 0
+        _print_table(outcome)
+    return outcome.exit_code
 
 
 def _refuse_given(context: click.Context, names: Sequence[str], why: str) -> None:
@@ -289,11 +268,11 @@ def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
-def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: Path | None) -> None:
+def _print_table(outcome: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console, shown = Console(), outcome.shown
     if shown:
         table = Table(box=None, pad_edge=False)
         named = any(result.variant not in ("", result.class_name) for result in shown)
@@ -319,7 +298,10 @@ def _print_table(shown: list[ImageExplanation], done: int, failed: int, folder: 
                 f"{result.milliseconds or 0:.1f}",
             )
         console.print(table)
-        if done > len(shown):
-            console.print(f"… and {done - len(shown)} more", style="dim")
-    parts = [f"{done} explained"] + ([f"[red]{failed} could not be read[/red]"] if failed else [])
-    console.print(", ".join(parts) + (f"; results in [bold]{folder}[/bold]" if folder else ""), highlight=False)
+        if outcome.more:
+            console.print(f"… and {outcome.more} more", style="dim")
+    parts = [f"{outcome.done} explained"]
+    if outcome.failed:
+        parts.append(f"[red]{outcome.failed} could not be read[/red]")
+    where = f"; results in [bold]{outcome.folder}[/bold]" if outcome.folder else ""
+    console.print(", ".join(parts) + where, highlight=False)

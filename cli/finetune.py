@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +18,7 @@ from rich.table import Table
 
 from ..accel.bundle import class_index
 from ..accel.image import ImageSource
-from ..accel.results import Failure, ImageExplanation, ResultWriter
+from ..accel.results import Failure, ImageExplanation
 from ..contracts import Uint8
 from ..errors import ModelError, OutOfMemory, UsageError
 from ..evaluate.metrics import Sample, difference, estimate, make_metrics, measure
@@ -33,6 +31,7 @@ from ..methods.train import to_float
 from .evaluate import mean_colour
 from .loading import LoadedImage, chunks, loaded
 from .options import resolve_model
+from .outcome import Outcome
 from .progress import counting_progress
 
 __all__ = ["explain_finetuned"]
@@ -92,37 +91,21 @@ def explain_finetuned(
     losses = record.config
     explainer.to("cuda" if torch.cuda.is_available() else "cpu")
     asked = [class_index(target, record.class_names) for target in targets] or [-1]
-    folder = out or (None if as_json else Path("explanations"))
-    writer = ResultWriter(folder, formats) if folder else None
-    gains, failed = _Gains(), 0
-    try:
-        with counting_progress() as progress:
-            bar = progress.add_task("fine-tuning", total=len(files) * len(asked) * config.steps)
-            for chunk in chunks(
-                loaded(files, explainer.explainee.image_spec, max_pixels), max(1, batch_size // len(asked))
-            ):
-                readable = [item for item in chunk if not isinstance(item, Failure)]
-                count = len(readable) * len(asked)
-                job = _Job(explainer, asked, losses, config, gains, measured=not as_json)
-                tuned = _tuned(job, readable, partial(_advance, progress, bar, count))
-                for item in chunk:
-                    for result in [item] if isinstance(item, Failure) else tuned.pop(0):
-                        failed += isinstance(result, Failure)
-                        line = writer.write(result) if writer else result.record()
-                        if as_json:
-                            click.echo(json.dumps(line, ensure_ascii=False))
-                        elif isinstance(result, Failure):
-                            reason = f"[red]skipped[/red] {result.reason}"
-                            progress.console.print(reason, highlight=False, soft_wrap=True)
-    except BaseException:
-        if writer:
-            writer.discard()
-        raise
-    if writer:
-        writer.close()
+    gains = _Gains()
+    with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
+        bar = progress.add_task("fine-tuning", total=len(files) * len(asked) * config.steps)
+        work = loaded(files, explainer.explainee.image_spec, max_pixels)
+        for chunk in chunks(work, max(1, batch_size // len(asked))):
+            readable = [item for item in chunk if not isinstance(item, Failure)]
+            count = len(readable) * len(asked)
+            job = _Job(explainer, asked, losses, config, gains, measured=not as_json)
+            tuned = _tuned(job, readable, partial(_advance, progress, bar, count))
+            for item in chunk:
+                for result in [item] if isinstance(item, Failure) else tuned.pop(0):
+                    outcome.take(result, progress.console)
     if gains.rows:
-        _print(gains, config, folder)
-    return 1 if failed else 0
+        _print(gains, config, outcome.folder)
+    return outcome.exit_code
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from rich.console import Console
@@ -16,7 +14,7 @@ from rich.table import Table
 
 from ..accel.bundle import class_index
 from ..accel.image import ImageSource
-from ..accel.results import Failure, ImageExplanation, ResultWriter, together
+from ..accel.results import Failure, ImageExplanation, together
 from ..methods.explainee import Explainee, load_explainee
 from ..methods.features import device_of
 from ..methods.inr.config import INRConfig
@@ -24,6 +22,7 @@ from ..methods.inr.fit import Fitted, fit_masks
 from ..methods.inr.several import SeveralConfig, SeveralMasks, several_masks
 from .loading import LoadedImage, chunks, loaded
 from .options import resolve_model
+from .outcome import Outcome
 from .progress import counting_progress
 
 __all__ = ["INRJob", "explain_by_optimisation"]
@@ -74,48 +73,26 @@ def explain_by_optimisation(
     explainee = load_explainee(resolve_model(job.spec), job.weights)
     explainee.model.to("cuda" if torch.cuda.is_available() else "cpu")
     asked = [class_index(target, explainee.class_names) for target in job.targets] or [-1]
-    folder = out or (None if as_json else Path("explanations"))
-    writer = ResultWriter(folder, formats) if folder else None
     rounds = job.several.most if job.several else 1
-    failed, shown = 0, []
-    try:
-        with counting_progress() as progress:
-            bar = progress.add_task("optimising", total=len(files) * len(asked) * rounds * job.config.steps)
-            work = loaded(files, explainee.image_spec, max_pixels)
-            for done, chunk in enumerate(chunks(work, max(1, batch_size // len(asked)))):
-                readable = [item for item in chunk if not isinstance(item, Failure)]
-                whole = len(chunk) * len(asked) * rounds * job.config.steps
-                start = done * max(1, batch_size // len(asked)) * len(asked) * rounds * job.config.steps
+    with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
+        bar = progress.add_task("optimising", total=len(files) * len(asked) * rounds * job.config.steps)
+        work = loaded(files, explainee.image_spec, max_pixels)
+        for done, chunk in enumerate(chunks(work, max(1, batch_size // len(asked)))):
+            readable = [item for item in chunk if not isinstance(item, Failure)]
+            whole = len(chunk) * len(asked) * rounds * job.config.steps
+            start = done * max(1, batch_size // len(asked)) * len(asked) * rounds * job.config.steps
 
-                def advance(share: float, start: int = start, whole: int = whole) -> None:
-                    progress.update(bar, completed=start + share * whole)
+            def advance(share: float, start: int = start, whole: int = whole) -> None:
+                progress.update(bar, completed=start + share * whole)
 
-                answers = _explain(explainee, job, asked, readable, advance) if readable else []
-                advance(1.0)
-                for item in chunk:
-                    results: Sequence[ImageExplanation | Failure] = (
-                        [item] if isinstance(item, Failure) else answers.pop(0)
-                    )
-                    for result in results:
-                        failed += isinstance(result, Failure)
-                        line = writer.write(result) if writer else result.record()
-                        if as_json:
-                            click.echo(json.dumps(line, ensure_ascii=False))
-                        elif isinstance(result, Failure):
-                            progress.console.print(
-                                f"[red]skipped[/red] {result.reason}", highlight=False, soft_wrap=True
-                            )
-                        else:
-                            shown.append(result)
-    except BaseException:
-        if writer:
-            writer.discard()
-        raise
-    if writer:
-        writer.close()
+            answers = _explain(explainee, job, asked, readable, advance) if readable else []
+            advance(1.0)
+            for item in chunk:
+                for result in [item] if isinstance(item, Failure) else answers.pop(0):
+                    outcome.take(result, progress.console)
     if not as_json:
-        _print(shown, folder)
-    return 1 if failed else 0
+        _print(outcome)
+    return outcome.exit_code
 
 
 def _explain(
@@ -198,7 +175,7 @@ def _explain(
     return answers
 
 
-def _print(shown: Sequence[ImageExplanation], folder: Path | None) -> None:
+def _print(outcome: Outcome) -> None:
     console = Console()
     table = Table(box=None, pad_edge=False)
     table.add_column("image", overflow="fold")
@@ -206,7 +183,7 @@ def _print(shown: Sequence[ImageExplanation], folder: Path | None) -> None:
     table.add_column("mask")
     for heading in ("probability", "kept", "area", "s"):
         table.add_column(heading, justify="right")
-    for result in shown[:20]:
+    for result in outcome.shown:
         kept = result.diagnostics.get("kept_probability")
         if kept is None:
             kept = result.diagnostics["retention"] * result.probability
@@ -220,10 +197,10 @@ def _print(shown: Sequence[ImageExplanation], folder: Path | None) -> None:
             f"{(result.milliseconds or 0) / 1e3:.1f}",
         )
     console.print(table)
-    if len(shown) > 20:
-        console.print(f"… and {len(shown) - 20} more", style="dim")
+    if outcome.more:
+        console.print(f"… and {outcome.more} more", style="dim")
     console.print(
         "kept: the class's probability where only the mask is shown"
-        + (f"; results in [bold]{folder}[/bold]" if folder else ""),
+        + (f"; results in [bold]{outcome.folder}[/bold]" if outcome.folder else ""),
         highlight=False,
     )
