@@ -16,8 +16,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
+import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -63,6 +66,7 @@ class Row:
         openvino_error: as `runtime_error`; None where OpenVINO refuses the graph.
         tensorrt: why TensorRT builds no engine; empty if it does.
         seconds: for all of this.
+        peak: most memory the process took, GiB; None where several shared it.
     """
 
     model: str
@@ -76,6 +80,7 @@ class Row:
     openvino_error: float | None
     tensorrt: str
     seconds: float
+    peak: float | None = None
 
 
 def in_float64(explainee: Explainee) -> Explainee:
@@ -172,7 +177,14 @@ def check(explainee: Explainee, method: str, folder: Path, steps: int = STEPS) -
         openvino_error=openvino,
         tensorrt=tensorrt_refusal(path),
         seconds=round(time.perf_counter() - began, 1),
+        peak=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
     )
+
+
+def alone(name: str, method: str, size: int) -> Row:
+    """Check one pair, for a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return check(build(name, size), method, Path(folder))
 
 
 def write_docs(rows: list[Row], size: int) -> None:
@@ -231,17 +243,20 @@ def main() -> None:
     arguments = parser.parse_args()
     table = Table("model", "method", "graph", "runtime", "own", "correlation", "OpenVINO", "TensorRT", "s", box=None)
     progress = Console(stderr=True)
-    for name in arguments.models:
-        explainee = build(name, arguments.size)
-        for method in METHODS if name in FEATURE_MAPS else METHODS_OF_ATTENTION:
-            if method not in arguments.methods:
+    pairs = [
+        (name, method)
+        for name in arguments.models
+        for method in (METHODS if name in FEATURE_MAPS else METHODS_OF_ATTENTION)
+        if method in arguments.methods
+    ]
+    # a process of its own for each: graphs of whole transformers and the builders of engines take gigabytes
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        for name, method in pairs:
+            try:
+                row = processes.submit(alone, name, method, arguments.size).result()
+            except SaccadeError as error:
+                progress.print(f"{name} {method}: {error}", markup=False)
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    row = check(explainee, method, Path(folder))
-                except SaccadeError as error:
-                    progress.print(f"{name} {method}: {error}", markup=False)
-                    continue
             progress.print(row, markup=False)
             if not arguments.dry:
                 keep(row, arguments.size)
