@@ -40,7 +40,6 @@ _BACKWARD = (  # operators for which PyTorch has a decomposition into forward on
     aten.slice_backward,
     aten.unfold_backward,
     aten.embedding_dense_backward,
-    aten.max_pool2d_with_indices_backward,
     aten.value_selecting_reduction_backward,
     aten.new_zeros,
     aten.new_empty,
@@ -53,6 +52,7 @@ def forward_forms() -> dict[Any, Callable[..., Any]]:
     table[aten.convolution_backward.default] = _convolution_backward
     table[aten.avg_pool2d_backward.default] = _avg_pool2d_backward
     table[aten._adaptive_avg_pool2d_backward.default] = _adaptive_avg_pool2d_backward
+    table[aten.max_pool2d_with_indices_backward.default] = _max_pool2d_backward
     return table
 
 
@@ -126,12 +126,7 @@ def _spread_convolution(
     if phases != stride:
         found = aten.constant_pad_nd.default(found, [0, column_step - columns, 0, 0, 0, row_step - rows], 0.0)
     found = found.reshape(count, channels, height * row_step, width * column_step)
-    beyond = [max(0, int(inputs.shape[2 + axis]) + padding[axis] - int(found.shape[2 + axis])) for axis in range(2)]
-    if any(beyond):
-        found = aten.constant_pad_nd.default(found, [0, beyond[1], 0, beyond[0]], 0.0)
-    top, left = padding
-    spread: Tensor = found[:, :, top : top + inputs.shape[2], left : left + inputs.shape[3]]
-    return spread
+    return _cropped(found, padding, [int(inputs.shape[axis]) for axis in (2, 3)])
 
 
 def _avg_pool2d_backward(
@@ -145,9 +140,7 @@ def _avg_pool2d_backward(
     divisor_override: int | None,
 ) -> Tensor:
     """Each output's gradient spread evenly over its window: a transposed convolution with a constant kernel."""
-    kernel = list(kernel_size) * 2 if len(kernel_size) == 1 else list(kernel_size)
-    step = (list(stride) * 2 if len(stride) == 1 else list(stride)) or kernel
-    pad = list(padding) * 2 if len(padding) == 1 else list(padding)
+    kernel, step, pad = (_pair(values) for values in (kernel_size, stride or kernel_size, padding))
     if not count_include_pad and max(pad) > 0:
         raise ModelError("average pooling that does not count its padding has no forward form of its gradient here")
     if ceil_mode:
@@ -163,6 +156,70 @@ def _avg_pool2d_backward(
         1,
     )
     return spread.reshape(inputs.shape)
+
+
+def _max_pool2d_backward(
+    gradient: Tensor,
+    inputs: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """Each output's gradient goes to the first largest pixel of its window, found by comparison.
+
+    TensorRT has no max-pooling that gives indices. Window by window the pixels at the same offset are a strided part of
+    the input; what they get is interleaved afterwards, as in `_spread_convolution`.
+    """
+    kernel, step, pad, apart = (_pair(values) for values in (kernel_size, stride or kernel_size, padding, dilation))
+    if apart != [1, 1]:
+        raise ModelError("dilated max-pooling has no forward form of its gradient here")
+    largest, _ = aten.max_pool2d_with_indices.default(inputs, kernel, step, pad, apart, ceil_mode)
+    size, windows = [int(inputs.shape[axis]) for axis in (2, 3)], [int(gradient.shape[axis]) for axis in (2, 3)]
+    reach = [(number - 1) * each + wide for number, each, wide in zip(windows, step, kernel, strict=True)]
+    beyond = [max(0, end - length - before) for end, length, before in zip(reach, size, pad, strict=True)]
+    padded = inputs
+    if any(pad) or any(beyond):
+        padded = aten.constant_pad_nd.default(inputs, [pad[1], beyond[1], pad[0], beyond[0]], float("-inf"))
+    taps = [-(-wide // each) for wide, each in zip(kernel, step, strict=True)]
+    phases: list[list[Tensor | None]] = [[None] * step[1] for _ in range(step[0])]
+    left = gradient  # what no earlier pixel of the window has taken
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            pixels = padded[
+                :,
+                :,
+                row : row + (windows[0] - 1) * step[0] + 1 : step[0],
+                column : column + (windows[1] - 1) * step[1] + 1 : step[1],
+            ]
+            taken = torch.where(pixels == largest, left, 0.0)
+            if (row, column) != (kernel[0] - 1, kernel[1] - 1):
+                left = left - taken
+            (down, row_phase), (across, column_phase) = divmod(row, step[0]), divmod(column, step[1])
+            if max(taps) > 1:
+                edges = [across, taps[1] - 1 - across, down, taps[0] - 1 - down]
+                taken = aten.constant_pad_nd.default(taken, edges, 0.0)
+            others = phases[row_phase][column_phase]
+            phases[row_phase][column_phase] = taken if others is None else others + taken
+    empty = torch.zeros_like(next(each for line in phases for each in line if each is not None))
+    found = torch.stack([torch.stack([empty if each is None else each for each in line], -1) for line in phases], 3)
+    count, channels, height, _, width, _ = found.shape
+    found = found.reshape(count, channels, height * step[0], width * step[1])
+    return _cropped(found, pad, size)
+
+
+def _pair(values: list[int]) -> list[int]:
+    return list(values) * 2 if len(values) == 1 else list(values)
+
+
+def _cropped(found: Tensor, before: list[int], size: list[int]) -> Tensor:
+    """A part (size) of maps that begins where the padding ends; zeros beyond what is there."""
+    beyond = [max(0, size[axis] + before[axis] - int(found.shape[2 + axis])) for axis in range(2)]
+    if any(beyond):
+        found = aten.constant_pad_nd.default(found, [0, beyond[1], 0, beyond[0]], 0.0)
+    return found[:, :, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
 
 
 def _adaptive_avg_pool2d_backward(gradient: Tensor, inputs: Tensor) -> Tensor:

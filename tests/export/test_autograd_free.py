@@ -25,6 +25,7 @@ from saccade.methods.quadrature import RULES, Rule
 
 SPEC = ImageSpec(size=(16, 16))
 Layers = Callable[[], list[nn.Module]]
+Sides = int | tuple[int, int]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -330,7 +331,11 @@ def test_a_model_whose_control_flow_depends_on_data_is_refused() -> None:
 
 
 def test_gradients_without_a_forward_form_are_refused() -> None:
-    for layer in (nn.ConvTranspose2d(3, 3, 2, 2), nn.AvgPool2d(3, 2, 1, count_include_pad=False)):
+    for layer in (
+        nn.ConvTranspose2d(3, 3, 2, 2),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.MaxPool2d(2, 2, dilation=2),
+    ):
         layer.requires_grad_(False)
 
         def function(x: Tensor, layer: nn.Module = layer) -> Tensor:
@@ -339,6 +344,39 @@ def test_gradients_without_a_forward_form_are_refused() -> None:
 
         with pytest.raises(ModelError):
             trace_autograd_free(function, (torch.randn(2, 3, 8, 8),))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "ceiling"),
+    [
+        (2, 2, 0, False),
+        (3, 2, 1, False),
+        (3, 2, 0, True),
+        (3, 3, 1, True),
+        (2, 3, 1, False),
+        (5, 2, 2, True),
+        ((3, 1), (1, 2), (1, 0), False),
+        (3, 1, 1, False),
+        ((4, 2), (3, 2), (2, 1), True),
+    ],
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_gradient_of_max_pooling_goes_to_the_first_largest_pixel(
+    kernel: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    ceiling: bool,
+    ties: bool,
+) -> None:
+    function = gradient_through(nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceiling))
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((9, 12), (8, 7)):
+        images = torch.randn(3, 4, height, width, dtype=torch.float64, generator=generator)
+        images = images.round() if ties else images
+        graph = trace_autograd_free(function, (images[:2],))
+        assert not any("index" in str(node.target) or "scatter" in str(node.target) for node in graph.graph.nodes)
+        for mine, theirs in zip(graph(images), function(images), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
 def test_an_average_pool_with_a_ceiling_is_right_or_refused() -> None:
