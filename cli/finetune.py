@@ -20,7 +20,7 @@ from ..accel.bundle import class_index
 from ..accel.image import ImageSource
 from ..accel.results import Failure, ImageExplanation
 from ..contracts import Uint8
-from ..errors import ModelError, OutOfMemory, UsageError
+from ..errors import UsageError
 from ..evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from ..methods.checkpoint import load_checkpoint
 from ..methods.features import device_of
@@ -29,7 +29,7 @@ from ..methods.ltx.finetune import FinetuneConfig, FineTuned, finetune
 from ..methods.ltx.model import LTXExplainer
 from ..methods.train import to_float
 from .evaluate import mean_colour
-from .loading import LoadedImage, chunks, loaded
+from .loading import Answers, LoadedImage, chunks, explained, loaded
 from .options import resolve_model
 from .outcome import Outcome
 from .progress import counting_progress
@@ -94,12 +94,15 @@ def explain_finetuned(
     gains = _Gains()
     with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
         bar = progress.add_task("fine-tuning", total=len(files) * len(asked) * config.steps)
+        before = 0
         work = loaded(files, explainer.explainee.image_spec, max_pixels)
         for chunk in chunks(work, max(1, batch_size // len(asked))):
             readable = [item for item in chunk if not isinstance(item, Failure)]
             count = len(readable) * len(asked)
             job = _Job(explainer, asked, losses, config, gains, measured=not as_json)
-            tuned = _tuned(job, readable, partial(_advance, progress, bar, count))
+            on_step = partial(_advance, progress, bar, before, count)
+            tuned = explained(partial(_explain, job, on_step=on_step), readable, "fine-tuning")
+            before += count * config.steps
             for item in chunk:
                 for result in [item] if isinstance(item, Failure) else tuned.pop(0):
                     outcome.take(result, progress.console)
@@ -120,26 +123,7 @@ class _Job:
     measured: bool
 
 
-def _tuned(
-    job: _Job, images: Sequence[LoadedImage], on_step: Callable[[int], None]
-) -> list[list[ImageExplanation | Failure]]:
-    """The results of each image; one that breaks off alone does not stop the others."""
-    if not images:
-        return []
-    try:
-        return [list(answers) for answers in _explain(job, images, on_step)]
-    except ModelError as error:
-        if len(images) == 1:
-            return [[Failure(images[0].name, f"{images[0].name}: {error}")]]
-        return [found for image in images for found in _tuned(job, [image], lambda step: None)]
-    except RuntimeError as error:
-        if "memory" not in str(error).lower():
-            raise
-        advice = f"try --batch-size {max(1, len(images) // 4)}" if len(images) > 1 else "use a smaller model"
-        raise OutOfMemory(f"fine-tuning {len(images)} images at once does not fit into memory; {advice}") from None
-
-
-def _explain(job: _Job, images: Sequence[LoadedImage], on_step: Callable[[int], None]) -> list[list[ImageExplanation]]:
+def _explain(job: _Job, images: Sequence[LoadedImage], *, on_step: Callable[[int], None]) -> list[Answers]:
     explainer, gains, each = job.explainer, job.gains, len(job.asked)
     pixels = np.repeat(np.stack([item.input for item in images]), each, axis=0)
     target = torch.tensor(list(job.asked) * len(images), device=device_of(explainer))
@@ -208,8 +192,8 @@ def _measured(
     return rows(found.start), rows(found.mask)
 
 
-def _advance(progress: Progress, bar: TaskID, count: int, step: int) -> None:
-    progress.advance(bar, count)
+def _advance(progress: Progress, bar: TaskID, before: int, count: int, step: int) -> None:
+    progress.update(bar, completed=before + step * count)
 
 
 def _print(gains: _Gains, config: FinetuneConfig, folder: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..methods.features import device_of
 from ..methods.inr.config import INRConfig
 from ..methods.inr.fit import Fitted, fit_masks
 from ..methods.inr.several import SeveralConfig, SeveralMasks, several_masks
-from .loading import LoadedImage, chunks, loaded
+from .loading import Answers, LoadedImage, chunks, explained, loaded
 from .options import resolve_model
 from .outcome import Outcome
 from .progress import counting_progress
@@ -85,7 +86,7 @@ def explain_by_optimisation(
             def advance(share: float, start: int = start, whole: int = whole) -> None:
                 progress.update(bar, completed=start + share * whole)
 
-            answers = _explain(explainee, job, asked, readable, advance) if readable else []
+            answers = explained(partial(_explain, explainee, job, asked, advance=advance), readable, "optimising")
             advance(1.0)
             for item in chunk:
                 for result in [item] if isinstance(item, Failure) else answers.pop(0):
@@ -100,8 +101,9 @@ def _explain(
     job: INRJob,
     asked: Sequence[int],
     images: Sequence[LoadedImage],
+    *,
     advance: Callable[[float], None],
-) -> list[list[ImageExplanation | Failure]]:
+) -> list[Answers]:
     """Each image's explanations: for every class one for each area, or for each of several masks."""
     device, each = device_of(explainee.model), len(asked)
     pixels = np.repeat(np.stack([item.input for item in images]), each, axis=0)
@@ -136,9 +138,9 @@ def _explain(
     milliseconds = (time.perf_counter() - began) * 1e3 / len(pixels)
     probabilities = found.logits.softmax(1).cpu().numpy()
     shapes = masks.cpu().numpy()
-    answers: list[list[ImageExplanation | Failure]] = []
+    answers: list[Answers] = []
     for index, image in enumerate(images):
-        one: list[ImageExplanation | Failure] = []
+        one: Answers = []
         for row in range(index * each, (index + 1) * each):
             label = int(found.target[row])
             if job.several is not None and not shapes[row].any():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..accel.image import ImageSource, load_image, resize_image, source_name
-from ..accel.results import Failure
+from ..accel.results import Failure, ImageExplanation
 from ..contracts import ImageSpec, Uint8
-from ..errors import ImageError
+from ..errors import ImageError, ModelError, OutOfMemory
 
-__all__ = ["LoadedImage", "chunks", "loaded"]
+__all__ = ["Answers", "LoadedImage", "chunks", "explained", "loaded"]
+
+Answers = list[ImageExplanation | Failure]
+"""The explanations of one image."""
 
 
 class LoadedImage(NamedTuple):
@@ -38,3 +41,31 @@ def chunks(work: Iterable[LoadedImage | Failure], size: int) -> Iterator[list[Lo
     waiting = iter(work)
     while chunk := list(itertools.islice(waiting, size)):
         yield chunk
+
+
+def explained(
+    explain: Callable[[Sequence[LoadedImage]], list[Answers]], images: Sequence[LoadedImage], doing: str
+) -> list[Answers]:
+    """Each image's explanations; one whose optimisation breaks off alone does not stop the others.
+
+    Args:
+        explain: explains images together.
+        images: any number.
+        doing: in messages, as "fine-tuning".
+
+    Raises:
+        OutOfMemory: with the batch size to try.
+    """
+    if not images:
+        return []
+    try:
+        return explain(images)
+    except ModelError as error:
+        if len(images) == 1:
+            return [[Failure(images[0].name, f"{images[0].name}: {error}")]]
+        return [found for image in images for found in explained(explain, [image], doing)]
+    except RuntimeError as error:
+        if "memory" not in str(error).lower():
+            raise
+        advice = f"try --batch-size {max(1, len(images) // 4)}" if len(images) > 1 else "use a smaller model"
+        raise OutOfMemory(f"{doing} {len(images)} images at once does not fit into memory; {advice}") from None

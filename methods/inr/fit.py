@@ -167,9 +167,10 @@ class _Run:
         value = evidence.mean(1) + self.config.area_weight * area.detach().mean(1)
         broken = (~torch.isfinite(value)).nonzero().flatten()
         if len(broken):
+            which = f" of image {int(self.left[broken[0]])} of the batch" if len(self.pixels) > 1 else ""
             raise ModelError(
-                f"the mask of image {int(self.left[broken[0]])} of the batch diverges at step {step + 1}; "
-                "lower the learning rate, or check the image and the model's weights"
+                f"the mask{which} diverges at step {step + 1}; lower the learning rate, or check the image and the "
+                "model's weights"
             )
         optimizer.step()
         return value

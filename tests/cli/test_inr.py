@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from saccade.evaluate.scenes import SceneSource
@@ -41,6 +42,34 @@ def test_each_area_is_an_explanation_of_its_own(saccade_command: Run, folder: Pa
         assert float(mask.mean()) == pytest.approx(float(line["variant"]), abs=2e-3)
         assert 0 <= line["kept_probability"] <= 1
         assert (tmp_path / "out" / line["files"]["overlay"]).stat().st_size > 1000
+
+
+def test_an_image_that_diverges_does_not_stop_the_others(
+    saccade_command: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saccade.evaluate import scenes_models
+
+    class NoBlackCorner(scenes_models.ScenesResNet):
+        """Not a number for images whose first pixel is dark, masked or not, where a gradient is wanted."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            dark = (x[:, 0, 0, 0] < -1) & torch.is_grad_enabled()
+            logits: torch.Tensor = super().forward(x) + torch.where(dark, float("nan"), 0.0)[:, None]
+            return logits
+
+    monkeypatch.setattr(scenes_models, "ScenesResNet", NoBlackCorner)
+    for index, corner in enumerate((200, 0, 200)):
+        image = SceneSource("test").scene(index).image.copy()
+        image[:12, :12] = corner
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    code, said, err = saccade_command(
+        "explain", tmp_path, "--method", "inr", "--model", "scenes:resnet", "--areas", "0.1", "--steps", 3, "--json"
+    )
+    assert code == 1
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert ["error" in line for line in lines] == [False, True, False]
+    assert "1.png: the mask diverges at step 1; lower the learning rate" in lines[1]["error"]
+    assert "1.png" in " ".join(err.split())
 
 
 def test_several_masks_have_no_pixel_in_common(saccade_command: Run, folder: Path, tmp_path: Path) -> None:
