@@ -16,6 +16,7 @@ from ..accel.manifest import ParityReport
 from ..accel.verify import INPUT_DEPENDENCE_BAR, batch_bar, beside_another
 from ..contracts import Explanation, Floats, Uint8
 from ..errors import ParityError, UsageError
+from ..methods.explainee import Explainee
 from ..methods.gradient.explainer import GradientExplainer
 from .graph import ExplainerGraph
 
@@ -28,12 +29,14 @@ __all__ = [
     "explain_in_torch",
     "failures",
     "measure_parity",
+    "probability_error_of_float32",
     "require_parity",
 ]
 
 BATCHES = (1, 2, 7, 16)
 MIN_IMAGES = 16
 MASK_BAR = 1e-4
+PROBABILITY_BAR = 1e-5
 WORST = 4  # images whose error in float32 is measured
 FEW = 4  # images that batch sizes, the second run and the other class are tried with where a method takes many passes
 COSINE_BAR = 0.9999  # where float32 itself is not exact enough for the bar above
@@ -71,6 +74,7 @@ def measure_parity(
     class_specific: bool,
     target: NDArray[np.int64] | None = None,
     own_error: Callable[[Uint8, NDArray[np.int64], Floats], float] | None = None,
+    own_probability_error: Callable[[Uint8, Floats], float] | None = None,
     batches: Sequence[int] = BATCHES,
     few: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
@@ -86,6 +90,7 @@ def measure_parity(
         own_error: from images, targets and the original's masks to the original's own error in float32; where masks are
             further from PyTorch's than the usual bar, they may be three times as far as that: twice as far as PyTorch
             from the exact masks.
+        own_probability_error: the same of probabilities, from images and the original's probabilities.
         batches: batch sizes to run.
         few: all images run in the largest batch; in the others, a second time, and for another class only this many,
             and as many as fill a batch; default all.
@@ -121,6 +126,14 @@ def measure_parity(
         bar = max(
             bar, 3 * own_error(images[worst], asked[worst], original.mask[worst])
         )  # 2 from the exact masks, which are 1 from PyTorch's
+    probability_errors = np.zeros(len(images))
+    for run in runs:
+        found = max_abs(run.probabilities, original.probabilities[: len(run)])
+        probability_errors[: len(run)] = np.maximum(probability_errors[: len(run)], found)
+    probability_bar = PROBABILITY_BAR
+    if own_probability_error is not None and probability_errors.max() > PROBABILITY_BAR:
+        worst = np.argsort(-probability_errors)[:WORST]
+        probability_bar = max(probability_bar, 3 * own_probability_error(images[worst], original.probabilities[worst]))
     return ParityReport(
         images=len(images),
         batches=tuple(batches),
@@ -129,9 +142,7 @@ def measure_parity(
         mask_cosine=min(float(cosine(run.mask, original.mask[: len(run)]).min()) for run in runs),
         mask_spearman=min(float(spearman(run.mask, original.mask[: len(run)]).min()) for run in runs),
         mask_top10_iou=min(float(top_iou(run.mask, original.mask[: len(run)]).min()) for run in runs),
-        probabilities_max_abs=max(
-            float(max_abs(run.probabilities, original.probabilities[: len(run)]).max()) for run in runs
-        ),
+        probabilities_max_abs=float(probability_errors.max()),
         targets_equal=all(np.array_equal(run.target, original.target[: len(run)]) for run in runs),
         batch_max_abs=max(together, *(float(max_abs(run.mask, reference.mask[: len(run)]).max()) for run in runs)),
         deterministic=np.array_equal(again.mask, runs[-1].mask)
@@ -139,6 +150,7 @@ def measure_parity(
         input_dependence=float(np.median(change_between(reference.mask))),
         target_dependence=target_dependence,
         mask_bar=bar,
+        probabilities_bar=probability_bar,
     )
 
 
@@ -190,16 +202,36 @@ def error_of_float32(explainer: GradientExplainer, images: Uint8, target: NDArra
     Both of the masks given, which come from batches, and of the images one by one: the two round differently, and near
     a kink of a ReLU one of them may fall on the other side.
     """
-    spec = explainer.explainee.image_spec
     exact_explainee = replace(explainer.explainee, model=copy.deepcopy(explainer.explainee.model).double())
     exact = GradientExplainer(exact_explainee, replace(explainer.config, layers=explainer.layers)).double()
-    mean, std = (torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (spec.mean, spec.std))
     largest = 0.0
     for image, label, mask in zip(images, target, masks, strict=True):
-        pixels = torch.from_numpy(np.ascontiguousarray(image[None])).permute(0, 3, 1, 2)
-        normalised = (pixels.double() / 255 - mean) / std
+        normalised = _exactly_normalised(image, explainer.explainee)
         asked = torch.tensor([int(label)])
         expected = exact(normalised, asked)[2]
         for found in (explainer(normalised.float(), asked)[2], torch.from_numpy(mask)[None]):
             largest = max(largest, float((found.double() - expected).abs().max()))
     return largest
+
+
+@torch.no_grad()
+def probability_error_of_float32(explainee: Explainee, images: Uint8, probabilities: Floats) -> float:
+    """How far PyTorch's own probabilities in float32, the given ones and those of the images one by one, are from those
+    in float64: the largest |Δ|.
+    """
+    model, exact = explainee.model, copy.deepcopy(explainee.model).double()
+    largest = 0.0
+    for image, given in zip(images, probabilities, strict=True):
+        normalised = _exactly_normalised(image, explainee)
+        expected = exact(normalised).softmax(1)
+        for found in (model(normalised.float()).softmax(1), torch.from_numpy(given)[None]):
+            largest = max(largest, float((found.double() - expected).abs().max()))
+    return largest
+
+
+def _exactly_normalised(image: Uint8, explainee: Explainee) -> torch.Tensor:
+    """An image uint8 (H, W, 3) as the model takes it, in float64, (1, 3, H, W)."""
+    spec = explainee.image_spec
+    mean, std = (torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (spec.mean, spec.std))
+    pixels = torch.from_numpy(np.ascontiguousarray(image[None])).permute(0, 3, 1, 2)
+    return (pixels.double() / 255 - mean) / std

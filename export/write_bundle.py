@@ -31,7 +31,15 @@ from ..methods.inr.amortized import AmortizedExplainer
 from ..methods.ltx.model import LTXExplainer
 from ..methods.training.explainer import TrainedExplainer
 from .graph import ExplainerGraph, TracedExplainer
-from .parity import BATCHES, FEW, error_of_float32, explain_in_torch, measure_parity, require_parity
+from .parity import (
+    BATCHES,
+    FEW,
+    error_of_float32,
+    explain_in_torch,
+    measure_parity,
+    probability_error_of_float32,
+    require_parity,
+)
 from .to_onnx import OPSET, export_onnx
 
 __all__ = ["GOLDEN_COUNT", "export_gradient", "export_trained"]
@@ -67,6 +75,7 @@ class _About:
     image_spec: ImageSpec
     class_names: tuple[str, ...]
     explainee: dict[str, str]
+    own_probability_error: Callable[[Uint8, Floats], float]
     own_error: Callable[[Uint8, NDArray[np.int64], Floats], float] | None = None
     batches: Sequence[int] = BATCHES
     few: int | None = None
@@ -120,6 +129,7 @@ def export_trained(
         image_spec=record.image_spec,
         class_names=record.class_names,
         explainee={"spec": record.explainee, "weights": Path(record.weights).name, "fingerprint": record.fingerprint},
+        own_probability_error=partial(probability_error_of_float32, explainer.explainee),
     )
     with _partial(out, overwrite) as folder, guest(explainer):
         graph = ExplainerGraph(explainer).eval()
@@ -179,6 +189,7 @@ def export_gradient(
                 "weights": Path(explainee.weights).name,
                 "fingerprint": explainee.fingerprint,
             },
+            own_probability_error=partial(probability_error_of_float32, explainee),
             own_error=partial(error_of_float32, explainer),
             batches=sorted({1, 2, min(7, explainer.batch), explainer.batch}),
             few=FEW if config.integrates else None,
@@ -255,6 +266,7 @@ def _finish(
         target=target,
         class_specific=about.class_specific,
         own_error=about.own_error,
+        own_probability_error=about.own_probability_error,
         batches=about.batches,
         few=about.few,
         on_progress=asking("ONNX Runtime"),

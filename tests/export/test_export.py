@@ -1,5 +1,7 @@
+import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,14 @@ from saccade.contracts import Explanation, ImageSpec
 from saccade.errors import OutputError, ParityError, UsageError
 from saccade.evaluate.scene_material import load_photograph
 from saccade.export.graph import ExplainerGraph
-from saccade.export.parity import error_of_float32, explain_in_torch, failures, measure_parity, require_parity
+from saccade.export.parity import (
+    error_of_float32,
+    explain_in_torch,
+    failures,
+    measure_parity,
+    probability_error_of_float32,
+    require_parity,
+)
 from saccade.export.resize_graph import prepend_resize
 from saccade.export.write_bundle import export_trained
 from saccade.methods.checkpoint import CheckpointRecord
@@ -162,6 +171,39 @@ def test_pytorch_s_own_error_is_that_of_the_masks_that_the_graph_is_held_against
     flipped = original.mask.copy()  # as where the batch rounds to the other side of a kink
     flipped[2, 0, 5, 7] += 0.02
     assert error_of_float32(explainer, images[:4], target, flipped) == pytest.approx(0.02, abs=small)
+
+
+def test_probabilities_are_held_against_what_float32_can_tell(
+    explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
+) -> None:
+    bundle = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
+    original = explain_in_torch(ExplainerGraph(explainer), images)
+    explainee = explainer.explainee
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
+    model = copy.deepcopy(explainee.model).double()
+    with torch.no_grad():
+        exact = model(explainee.normalise(pixels)).softmax(1).numpy()
+    small = probability_error_of_float32(explainee, images, original.probabilities)
+    assert small >= 0.999 * np.abs(original.probabilities - exact).max()
+    assert 0 < small < 1e-5
+    shifted = replace(original, probabilities=original.probabilities + np.float32(4e-5))
+    assert probability_error_of_float32(explainee, images, shifted.probabilities) == pytest.approx(4e-5, abs=2 * small)
+    asked: list[int] = []
+
+    def own_error(share: float) -> Callable[[np.ndarray, np.ndarray], float]:
+        return lambda some, probabilities: asked.append(len(some)) or share  # type: ignore[func-returns-value]
+
+    for share, passes in ((2e-5, True), (1e-5, False)):
+        report = measure_parity(
+            open_engine(bundle), images, shifted, class_specific=False, own_probability_error=own_error(share)
+        )
+        assert report.probabilities_bar == pytest.approx(3 * share)
+        assert (failures(report) == []) == passes
+    assert asked == [4, 4]
+    report = measure_parity(
+        open_engine(bundle), images, original, class_specific=False, own_probability_error=own_error(1.0)
+    )
+    assert report.probabilities_bar == 1e-5  # nobody asks where it is kept
 
 
 def test_the_gate_needs_sixteen_images(explainer: LTXExplainer, images: np.ndarray, tmp_path: Path) -> None:
