@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .accel.bundle import Bundle, open_bundle
-    from .accel.engine import Engine, open_engine
+    from .accel.engine import Engine
+    from .accel.engines import open_engine
     from .accel.explainer import Explainer, open
     from .accel.image import load_image, resize_image
     from .accel.manifest import Manifest
@@ -44,7 +45,7 @@ _HOMES = {
     "load_image": "accel.image",
     "open": "accel.explainer",
     "open_bundle": "accel.bundle",
-    "open_engine": "accel.engine",
+    "open_engine": "accel.engines",
     "resize_image": "accel.image",
 }
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..contracts import Explanation, Floats, MaskQuery, Uint8
-from ..errors import EngineError
-from .bundle import Bundle, open_bundle
+from .bundle import Bundle
 
-__all__ = ["ENGINES", "Engine", "open_engine", "run_in_batches"]
-
-ENGINES = ("onnx",)
+__all__ = ["Engine", "run_in_batches"]
 
 
 class Engine(Protocol):
@@ -42,43 +38,6 @@ class Engine(Protocol):
     def probabilities(self, images: Uint8) -> Floats:
         """Predict only, (N, K); the mask is not computed."""
         ...
-
-
-def open_engine(
-    bundle: str | Path | Bundle,
-    engine: str = "onnx",
-    *,
-    providers: Sequence[str] | None = None,
-    threads: int | None = None,
-    check: bool = True,
-) -> Engine:
-    """Open a bundle in an engine.
-
-    Before an engine runs a bundle for the first time on a machine it must reproduce the bundle's golden samples; the
-    pass is remembered.
-
-    Args:
-        bundle: the bundle's folder, or an opened one.
-        engine: ``"onnx"`` (ONNX Runtime).
-        providers: execution providers by name, in priority order; default CPU.
-        threads: threads for one operator; default: all cores.
-        check: hold the engine against the golden samples first.
-
-    Raises:
-        EngineError: no such engine or provider here; the message says which there are.
-        ParityError: the engine computes something else than the original.
-    """
-    if engine not in ENGINES:
-        raise EngineError(f"there is no engine '{engine}'; there are: {', '.join(ENGINES)}")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    from .onnx_engine import OnnxEngine
-
-    made = OnnxEngine(opened, providers=providers, threads=threads)
-    if check:
-        from .golden import ensure_golden
-
-        ensure_golden(made, made.identity)
-    return made
 
 
 def run_in_batches(

@@ -11,7 +11,8 @@ import numpy as np
 from ..contracts import Floats, MaskQuery
 from ..errors import ImageError
 from .bundle import Bundle
-from .engine import Engine, open_engine
+from .engine import Engine
+from .engines import open_engine
 from .image import ImageSource, load_image, resize_image
 from .pipeline import PipelineConfig, explain_images
 from .results import Failure, ImageExplanation

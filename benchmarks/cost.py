@@ -25,7 +25,7 @@ from zoo import build, photographs
 
 from saccade.accel.bench import bench_engine, machine
 from saccade.accel.bundle import Bundle
-from saccade.accel.engine import open_engine
+from saccade.accel.engines import open_engine
 from saccade.export.write_bundle import export_trained
 from saccade.methods.checkpoint import CheckpointRecord
 from saccade.methods.explainee import Explainee, load_explainee

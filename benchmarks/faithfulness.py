@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from saccade.accel.bench import machine
-from saccade.accel.engine import open_engine
+from saccade.accel.engines import open_engine
 from saccade.cli.contenders import bundle_contender
 from saccade.cli.data import SCENES, sample_images
 from saccade.cli.evaluate import record

@@ -62,7 +62,7 @@ def bench(
     from rich.progress import Progress
 
     from ..accel.bench import bench_engine, machine
-    from ..accel.engine import open_engine
+    from ..accel.engines import open_engine
 
     running = open_engine(bundle, engine, providers=providers or None, threads=threads)
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..accel.engine import Engine, open_engine
+from ..accel.engine import Engine
+from ..accel.engines import open_engine
 from ..accel.manifest import MANIFEST_FILE
 from ..contracts import MaskQuery
 from ..errors import UsageError, suggest

@@ -148,7 +148,7 @@ def _prepare(
     Of an explainer whose masks are functions, the masks that are asked for are shown in one picture.
     """
     from ..accel.bench import bench_engine
-    from ..accel.engine import open_engine
+    from ..accel.engines import open_engine
     from ..accel.pipeline import PipelineConfig, explain_images
     from ..accel.results import ImageExplanation, together
     from ..accel.verify import verify_engine

@@ -136,7 +136,7 @@ def evaluate(
 
         raise OutputError(f"there is no folder '{report.parent}' for the report")
 
-    from ..accel.engine import open_engine
+    from ..accel.engines import open_engine
     from ..accel.memory import largest_batch
     from ..evaluate.metrics import METRIC_NAMES, QUICK, QUICK_WITH_EVIDENCE, make_metrics
     from .contenders import bundle_contender, make_contender

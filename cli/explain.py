@@ -176,7 +176,7 @@ def explain(
     """
     from PIL import Image
 
-    from ..accel.engine import open_engine
+    from ..accel.engines import open_engine
     from ..accel.image import find_images
     from ..accel.pipeline import PipelineConfig, explain_images
     from ..contracts import MaskQuery

@@ -27,7 +27,7 @@ def verify(bundle: Path, engine: str, providers: tuple[str, ...], threads: int |
       saccade verify bundle
     """
     from ..accel.bundle import open_bundle
-    from ..accel.engine import open_engine
+    from ..accel.engines import open_engine
     from ..accel.verify import Check, verify_engine
 
     opened = open_bundle(bundle)

@@ -15,7 +15,8 @@ import pytest
 
 from saccade.accel import golden
 from saccade.accel.bundle import file_sha256, open_bundle
-from saccade.accel.engine import Engine, open_engine
+from saccade.accel.engine import Engine
+from saccade.accel.engines import open_engine
 from saccade.accel.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE
 from saccade.accel.onnx_engine import OnnxEngine
 from saccade.accel.verify import verify_engine

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saccade.accel import memory
-from saccade.accel.engine import open_engine
+from saccade.accel.engines import open_engine
 from saccade.errors import UsageError
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.accel.engine import open_engine
+from saccade.accel.engines import open_engine
 from saccade.accel.image import load_image
 from saccade.methods.explainee import Explainee
 

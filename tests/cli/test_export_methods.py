@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from saccade.accel.engine import open_engine
+from saccade.accel.engines import open_engine
 from saccade.accel.verify import verify_engine
 from saccade.methods.explainee import Explainee
 from saccade.methods.gradient.config import ALIASES, METHODS

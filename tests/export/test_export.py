@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from saccade.accel.bundle import open_bundle
-from saccade.accel.engine import open_engine
+from saccade.accel.engines import open_engine
 from saccade.accel.image import resize_image
 from saccade.contracts import Explanation, ImageSpec
 from saccade.errors import OutputError, ParityError, UsageError

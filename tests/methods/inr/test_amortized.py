@@ -15,7 +15,7 @@ from scipy.special import expit
 from squares import SquareCNN, as_input, random_squares, squares, to_explainee, trained_squares_state
 from torch import Tensor
 
-from saccade.accel.engine import open_engine
+from saccade.accel.engines import open_engine
 from saccade.contracts import MaskQuery, Uint8
 from saccade.errors import UsageError
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
