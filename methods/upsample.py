@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BilinearUpsample", "BinomialBlur", "interpolation_matrix", "sampling_matrix"]
+__all__ = ["BilinearUpsample", "BinomialBlur", "interpolation_matrix", "sample_maps", "sampling_matrix"]
 
 _BELOW_ONE = 1 - 2**-22  # so that rounding lifts no mask above 1
 _ONE_THREAD = 2**16  # multiplications of a product that ONNX Runtime gives to one thread: to wake two costs more
@@ -87,3 +87,13 @@ def sampling_matrix(places: Tensor, source: int) -> Tensor:
     position = ((places + 1) / 2 * source - 0.5).clamp(0, source - 1)
     pixels = torch.arange(source, dtype=places.dtype, device=places.device)
     return (1 - (position[:, None] - pixels).abs()).clamp_min(0)
+
+
+def sample_maps(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Bilinear values of maps (N, A, h, w) at the crossings of rows, y (H,), and columns, x (W,), both in (−1, 1):
+    (N, A, H, W).
+
+    What is linear between its points has the same mean at every resolution.
+    """
+    height, width = int(maps.shape[2]), int(maps.shape[3])
+    return sampling_matrix(rows, height) @ (maps @ sampling_matrix(columns, width).T)

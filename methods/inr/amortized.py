@@ -21,7 +21,7 @@ from ..places import ClassReadout, PlaceFeatures, enlarge_to
 from ..representation import class_weights
 from ..spatial import SpatialLayers, spatial_layers
 from ..training.explainer import TrainedExplainer
-from ..upsample import BilinearUpsample, sampling_matrix
+from ..upsample import BilinearUpsample, sample_maps
 from .amortized_config import AmortizedConfig
 from .area import masks_of_area
 from .config import grid_of
@@ -213,13 +213,8 @@ class AmortizedExplainer(TrainedExplainer):
         return found
 
     def _sampled(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Values (N, A, P) on the grid, bilinear at places: (N, A, H, W).
-
-        Values of masks, not their logits: what is linear between the points has the same mean at every resolution.
-        """
-        height, width = self.network.grid
-        maps = values.reshape(values.shape[0], values.shape[1], height, width)
-        return sampling_matrix(rows, height) @ (maps @ sampling_matrix(columns, width).T)
+        """Values (N, A, P) on the grid, of masks and not of their logits, at places: (N, A, H, W)."""
+        return sample_maps(values.reshape(values.shape[0], values.shape[1], *self.network.grid), rows, columns)
 
 
 def build_amortized(explainee: Explainee, config: AmortizedConfig, *, pretrained: bool = True) -> AmortizedExplainer:

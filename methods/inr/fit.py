@@ -14,7 +14,7 @@ from ...errors import ModelError
 from ..explainee import Explainee, guest
 from ..features import device_of
 from ..perturb import make_baseline, perturb
-from ..upsample import BilinearUpsample
+from ..upsample import BilinearUpsample, sample_maps
 from .area import masks_of_area
 from .config import INRConfig
 from .network import CoordinateNetworks, grid_of_points
@@ -41,7 +41,8 @@ class Fitted:
         kept: probability of the class where only what a mask keeps is shown, (N, A).
         steps: updates of each image, int64 (N,).
         forwards: of the classifier, images over all, for each image: (N,).
-        free: where masks may lie, (N, 1, H, W); None for everywhere.
+        grid: (height, width) of the points at which the networks are asked.
+        free: how much of each point a mask may take, (N, 1, P) in [0, 1]; None for everything.
     """
 
     networks: CoordinateNetworks
@@ -51,15 +52,20 @@ class Fitted:
     kept: Tensor
     steps: Tensor
     forwards: Tensor
+    grid: tuple[int, int]
     free: Tensor | None
 
     @torch.no_grad()
     def render(self, height: int, width: int, areas: Tensor | None = None) -> Tensor:
-        """The masks at any size and of any areas, (N, A, height, width) in [0, 1]."""
+        """The masks at any size and of any areas, (N, A, height, width) in [0, 1]: bilinear between the points of the
+        grid, which is what the classifier was shown.
+        """
         asked = self.areas if areas is None else areas
-        points = grid_of_points(height, width, device=self.areas.device)
-        free = None if self.free is None else F.interpolate(self.free, (height, width), mode="area").flatten(2)
-        return masks_of_area(self.networks(points, asked), asked, free).reshape(-1, len(asked), height, width)
+        points = grid_of_points(*self.grid, device=asked.device)
+        masks = masks_of_area(self.networks(points, asked), asked, self.free)
+        rows, columns = grid_of_points(height, 1)[:, 1], grid_of_points(1, width)[:, 0]
+        maps = masks.reshape(len(masks), len(asked), *self.grid)
+        return sample_maps(maps, rows.to(asked.device), columns.to(asked.device))
 
 
 def fit_masks(
@@ -108,7 +114,6 @@ class _Run:
         self.points = grid_of_points(*self.grid, device=device)
         self.enlarge = BilinearUpsample(self.grid, self.size).to(device)
         self.areas = torch.tensor(config.areas, device=device)
-        self.whole = None if free is None else free.to(device)
         self.free = None if free is None else F.adaptive_avg_pool2d(free.to(device), self.grid).flatten(2)
         with torch.no_grad():
             self.logits = explainee.model(explainee.normalise(self.pixels))
@@ -151,7 +156,7 @@ class _Run:
         else:
             self._finish(torch.ones(len(self.left), dtype=torch.bool, device=self.left.device))
         self.done.requires_grad_(False)
-        return Fitted(self.done, self.areas, self.target, self.logits, *self._result(), self.whole)
+        return Fitted(self.done, self.areas, self.target, self.logits, *self._result(), self.grid, self.free)
 
     def _update(self, optimizer: torch.optim.Optimizer, areas: Tensor, weight: float, step: int) -> Tensor:
         """One update of masks of some areas; the objective of each image, with the area's weight as configured."""
@@ -227,12 +232,10 @@ class _Run:
     @torch.no_grad()
     def _result(self) -> tuple[Tensor, Tensor, Tensor]:
         """Kept probabilities (N, A), steps (N,) and forwards (N,)."""
-        points = grid_of_points(*self.size, device=self.areas.device)
-        free = None if self.whole is None else self.whole.flatten(2)
-        masks = masks_of_area(self.done(points, self.areas), self.areas, free)
+        masks = masks_of_area(self.done(self.points, self.areas), self.areas, self.free)
         kept = []
         for place in range(len(self.areas)):
-            mask = masks[:, place].reshape(-1, 1, *self.size)
+            mask = self.enlarge(masks[:, place].reshape(-1, 1, *self.grid))
             shown = perturb(self.pixels, mask, self.baseline)
             logits = self.explainee.model(self.explainee.normalise(shown))
             kept.append(logits.softmax(1).gather(1, self.target[:, None])[:, 0])
