@@ -57,9 +57,9 @@ _DATA: tuple[Callable[..., Any], ...] = (
 _COURSE: tuple[Callable[..., Any], ...] = (
     click.option(
         "--start",
-        default="",
+        multiple=True,
         metavar="DIR",
-        help="Begin with the weights of another checkpoint of the same kind. [default: fresh ones]",
+        help="Begin with another checkpoint's weights; repeat for the mean of several. [default: fresh ones]",
     ),
     click.option(
         "--steps", type=click.IntRange(1), default=600, show_default=True, metavar="N", help="Optimiser steps."

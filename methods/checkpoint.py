@@ -37,7 +37,7 @@ __all__ = [
     "damaged_state",
     "has_checkpoint",
     "load_checkpoint",
-    "load_network",
+    "load_networks",
     "load_samples",
     "load_training_state",
     "network_state",
@@ -225,16 +225,22 @@ def load_checkpoint(
             return explainer.eval(), record
 
 
-def load_network(folder: Path, method: str, network: nn.Module) -> None:
-    """Take the weights of a checkpoint into a network that is built alike.
+def load_networks(folders: Sequence[Path], method: str, network: nn.Module) -> None:
+    """Take the mean weights of checkpoints into a network that is built alike.
 
     Raises:
         ModelError: no checkpoint, one of another method, or of a network of other sizes.
     """
-    record = read_record(folder)
-    if record.method != method:
-        raise ModelError(f"'{folder}' is a checkpoint of train {record.method}, not of train {method}")
-    load_weights(network, _current(folder, WEIGHTS_FILE))
+    total: dict[str, Tensor] = {}
+    for folder in folders:
+        record = read_record(folder)
+        if record.method != method:
+            raise ModelError(f"'{folder}' is a checkpoint of train {record.method}, not of train {method}")
+        load_weights(network, _current(folder, WEIGHTS_FILE))
+        for name, value in network.state_dict().items():
+            total[name] = value.double() + total[name] if name in total else value.double()
+    mean = {name: value / len(folders) for name, value in total.items()}
+    network.load_state_dict({name: mean[name].to(value.dtype) for name, value in network.state_dict().items()})
 
 
 def has_checkpoint(folder: Path) -> bool:

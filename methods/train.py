@@ -19,7 +19,7 @@ from .checkpoint import (
     CheckpointRecord,
     damaged_state,
     has_checkpoint,
-    load_network,
+    load_networks,
     load_training_state,
     network_state,
     read_record,
@@ -146,7 +146,7 @@ def train_explainer(
         record = CheckpointRecord.of(explainer, config, data, 0)
         course = _restore(out, record, network, average, optimizer, processes, resume)
         if config.start and not course.step:
-            load_network(Path(config.start), method.name, network)
+            load_networks([Path(folder) for folder in config.start], method.name, network)
         explainer.train()
         share = slice(processes.rank, None, processes.count)
         steps = 0 if course.is_over(config) else config.steps

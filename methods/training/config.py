@@ -24,8 +24,8 @@ class TrainingConfig:
         width: channels of a network on the explainee's own features; 0 finds it from the model.
         class_conditional: one explainer answers for any class that is asked for; if not, for the predicted one.
         baseline: what replaces a removed pixel: ``"mean"`` colour, ``"black"`` as published for LTX, or ``"blur"``.
-        start: folder of a checkpoint of the same kind of explainer, whose weights the training begins with; empty for
-            fresh ones.
+        start: folders of checkpoints of the same kind of explainer; the training begins with the mean of their weights
+            (model soup, Wortsman et al. 2022); empty for fresh ones.
         steps: optimiser steps.
         batch_size: images per step.
         learning_rate: peak of the schedule; None takes the method's own.
@@ -46,7 +46,7 @@ class TrainingConfig:
     width: int = 0
     class_conditional: bool = False
     baseline: Baseline = "mean"
-    start: str = ""
+    start: tuple[str, ...] = ()
     steps: int = 600
     batch_size: int = 48
     learning_rate: float | None = None

@@ -566,9 +566,9 @@ def test_settings_at_their_limits_are_taken(settings: dict[str, Any]) -> None:
 
 def test_a_training_may_start_where_another_ended(explainee: Explainee, tmp_path: Path) -> None:
     first = train_explainer(explainee, few, short(), tmp_path / "first", data="squares")
-    slow = short(start=str(tmp_path / "first"), learning_rate=1e-9, weight_decay=0.0)
+    slow = short(start=(str(tmp_path / "first"),), learning_rate=1e-9, weight_decay=0.0)
     second = train_explainer(explainee, few, slow, tmp_path / "second", data="squares")
-    fresh = train_explainer(explainee, few, replace(slow, start=""), tmp_path / "fresh", data="squares")
+    fresh = train_explainer(explainee, few, replace(slow, start=()), tmp_path / "fresh", data="squares")
     for name, value in first.network.named_parameters():
         torch.testing.assert_close(second.network.get_parameter(name), value, rtol=0, atol=1e-6)
     assert any(
@@ -577,13 +577,25 @@ def test_a_training_may_start_where_another_ended(explainee: Explainee, tmp_path
     )
 
 
+def test_a_training_may_start_from_the_mean_of_several(explainee: Explainee, tmp_path: Path) -> None:
+    ends = [
+        train_explainer(explainee, few, short(seed=seed), tmp_path / str(seed), data="squares").network
+        for seed in range(3)
+    ]
+    config = short(start=tuple(str(tmp_path / str(seed)) for seed in range(3)), learning_rate=1e-9, weight_decay=0.0)
+    mixed = train_explainer(explainee, few, config, tmp_path / "mixed", data="squares").network
+    for name, value in mixed.named_parameters():
+        expected = sum(end.get_parameter(name).double() for end in ends) / 3
+        torch.testing.assert_close(value.double(), expected, rtol=0, atol=1e-6)
+
+
 def test_a_training_of_another_kind_is_no_start(explainee: Explainee, tmp_path: Path) -> None:
     train_explainer(explainee, few, short(), tmp_path / "first", data="squares")
-    functions = AmortizedConfig(steps=1, batch_size=8, start=str(tmp_path / "first"))
+    functions = AmortizedConfig(steps=1, batch_size=8, start=(str(tmp_path / "first"),))
     with pytest.raises(ModelError, match="is a checkpoint of train ltx, not of train inr"):
         train_explainer(explainee, few, functions, tmp_path / "a", data="squares")
-    wide = short(width=5, start=str(tmp_path / "first"))
+    wide = short(width=5, start=(str(tmp_path / "first"),))
     with pytest.raises(ModelError, match="do not fit the model"):
         train_explainer(explainee, few, wide, tmp_path / "b", data="squares")
     with pytest.raises(ModelError, match="is not a checkpoint"):
-        train_explainer(explainee, few, short(start=str(tmp_path / "none")), tmp_path / "c", data="squares")
+        train_explainer(explainee, few, short(start=(str(tmp_path / "none"),)), tmp_path / "c", data="squares")
