@@ -210,7 +210,7 @@ def main() -> None:
         "--checkpoints", nargs="*", type=Path, default=sorted(path.parent for path in WEIGHTS.glob("*/checkpoint.json"))
     )
     parser.add_argument("--count", type=int, default=500, help="number of held-out scenes")
-    parser.add_argument("--models", nargs="*", choices=sorted(SHORT_SPECS), default=sorted(SHORT_SPECS))
+    parser.add_argument("--models", nargs="*", choices=sorted(GRADIENT_METHODS), default=sorted(GRADIENT_METHODS))
     parser.add_argument("--explainers", nargs="*", default=[""], metavar="NAME", help="beginnings of names")
     parser.add_argument("--dry", action="store_true", help="print the tables, write nothing")
     arguments = parser.parse_args()
