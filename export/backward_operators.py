@@ -170,34 +170,35 @@ def _max_pool2d_backward(
 ) -> Tensor:
     """Each output's gradient goes to the first largest pixel of its window, found by comparison.
 
-    TensorRT has no max-pooling that gives indices. Window by window the pixels at the same offset are a strided part of
-    the input; what they get is interleaved afterwards, as in `_spread_convolution`.
+    TensorRT has no max-pooling that gives indices. The pixels are sorted by their place modulo the stride, so that
+    those at one offset of all windows lie side by side; what they get is interleaved, as in `_spread_convolution`.
     """
     kernel, step, pad, apart = (_pair(values) for values in (kernel_size, stride or kernel_size, padding, dilation))
     if apart != [1, 1]:
         raise ModelError("dilated max-pooling has no forward form of its gradient here")
     largest, _ = aten.max_pool2d_with_indices.default(inputs, kernel, step, pad, apart, ceil_mode)
-    size, windows = [int(inputs.shape[axis]) for axis in (2, 3)], [int(gradient.shape[axis]) for axis in (2, 3)]
-    reach = [(number - 1) * each + wide for number, each, wide in zip(windows, step, kernel, strict=True)]
-    beyond = [max(0, end - length - before) for end, length, before in zip(reach, size, pad, strict=True)]
-    padded = inputs
-    if any(pad) or any(beyond):
-        padded = aten.constant_pad_nd.default(inputs, [pad[1], beyond[1], pad[0], beyond[0]], float("-inf"))
+    count, channels, *size = (int(length) if axis > 1 else length for axis, length in enumerate(inputs.shape))
+    windows = [int(gradient.shape[axis]) for axis in (2, 3)]
     taps = [-(-wide // each) for wide, each in zip(kernel, step, strict=True)]
+    cells = [number + more - 1 for number, more in zip(windows, taps, strict=True)]
+    seen = [each * number - before for each, number, before in zip(step, cells, pad, strict=True)]
+    beyond = [max(0, end - length) for end, length in zip(seen, size, strict=True)]
+    padded = inputs[:, :, : seen[0], : seen[1]]
+    if any(pad) or any(beyond):
+        edges = [pad[1], beyond[1], pad[0], beyond[0]]
+        padded = aten.constant_pad_nd.default(padded, edges, float("-inf"))
+    # (rows modulo the stride, columns modulo the stride, N, C, cells down, cells across)
+    apart_by_phase = padded.reshape(count, channels, cells[0], step[0], cells[1], step[1]).permute(3, 5, 0, 1, 2, 4)
     phases: list[list[Tensor | None]] = [[None] * step[1] for _ in range(step[0])]
     left = gradient  # what no earlier pixel of the window has taken
     for row in range(kernel[0]):
         for column in range(kernel[1]):
-            pixels = padded[
-                :,
-                :,
-                row : row + (windows[0] - 1) * step[0] + 1 : step[0],
-                column : column + (windows[1] - 1) * step[1] + 1 : step[1],
-            ]
+            (down, row_phase), (across, column_phase) = divmod(row, step[0]), divmod(column, step[1])
+            phase = apart_by_phase[row_phase, column_phase]
+            pixels = phase[:, :, down : down + windows[0], across : across + windows[1]]
             taken = torch.where(pixels == largest, left, 0.0)
             if (row, column) != (kernel[0] - 1, kernel[1] - 1):
                 left = left - taken
-            (down, row_phase), (across, column_phase) = divmod(row, step[0]), divmod(column, step[1])
             if max(taps) > 1:
                 edges = [across, taps[1] - 1 - across, down, taps[0] - 1 - down]
                 taken = aten.constant_pad_nd.default(taken, edges, 0.0)
@@ -205,9 +206,7 @@ def _max_pool2d_backward(
             phases[row_phase][column_phase] = taken if others is None else others + taken
     empty = torch.zeros_like(next(each for line in phases for each in line if each is not None))
     found = torch.stack([torch.stack([empty if each is None else each for each in line], -1) for line in phases], 3)
-    count, channels, height, _, width, _ = found.shape
-    found = found.reshape(count, channels, height * step[0], width * step[1])
-    return _cropped(found, pad, size)
+    return _cropped(found.reshape(padded.shape), pad, size)
 
 
 def _pair(values: list[int]) -> list[int]:
