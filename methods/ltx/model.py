@@ -22,6 +22,7 @@ from .decoder import MaskDecoder
 __all__ = ["LTXExplainer", "Predicted", "build_ltx"]
 
 LIFT = 0.25  # added to the selection before it meets the evidence: what is not selected keeps its order, lower
+AROUND = 0.1  # of a position's weight that is its neighbourhood's, enough to tell saturated positions apart
 _FINE_ENOUGH = 10  # positions a side; a finer mask only adds noise to the order of its pixels
 _LEVELS_OF_TOKENS = 3  # blocks of a transformer that a decoder reads; for any class one more
 _MIXERS = 2  # of a decoder for any class on tokens
@@ -59,8 +60,8 @@ class LTXExplainer(TrainedExplainer):
         spatial: the explainee's layers that a `MaskDecoder` reads, and from which the evidence comes.
         grid: (height, width) of the mask before up-sampling.
         head: weights (K, C) of the explainee's linear head on the coarsest layer, or None where it has none.
-        weighed: where the explainee has no such head, multiply the selection by that of the neighbourhood: among
-            positions that are all selected, those in the middle are the ones that matter.
+        weighed: where the explainee has no such head, take a tenth off the selection where nothing around is selected:
+            among positions that are all selected, those in the middle are the ones that matter.
     """
 
     head: Tensor | None
@@ -110,7 +111,7 @@ class LTXExplainer(TrainedExplainer):
             evidence = evidence / evidence.amax((2, 3), keepdim=True)
             selection = (selection + LIFT) * enlarge_to(evidence, selection.shape[-2:])
         elif self.blur is not None:
-            selection = selection * self.blur(selection)
+            selection = selection * (1 - AROUND + AROUND * self.blur(selection))
         mask: Tensor = self.upsample(selection)
         return mask
 
