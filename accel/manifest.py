@@ -47,6 +47,7 @@ class ParityReport(_Record):
         target_dependence: the same, from one target class to another; none where the method is not class-specific.
         mask_bar: what `mask_max_abs` may be.
         probabilities_bar: what `probabilities_max_abs` may be.
+        rounding: factor by which the method's last step multiplies rounding, as the gain of masks as functions does.
     """
 
     images: int
@@ -64,6 +65,7 @@ class ParityReport(_Record):
     target_dependence: float | None = None
     mask_bar: float = 1e-4
     probabilities_bar: float = 1e-5
+    rounding: float = 1.0
 
 
 class Manifest(_Record):

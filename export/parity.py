@@ -75,6 +75,7 @@ def measure_parity(
     target: NDArray[np.int64] | None = None,
     own_error: Callable[[Uint8, NDArray[np.int64], Floats], float] | None = None,
     own_probability_error: Callable[[Uint8, Floats], float] | None = None,
+    rounding: float = 1.0,
     batches: Sequence[int] = BATCHES,
     few: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
@@ -91,6 +92,7 @@ def measure_parity(
             further from PyTorch's than the usual bar, they may be three times as far as that: twice as far as PyTorch
             from the exact masks.
         own_probability_error: the same of probabilities, from images and the original's probabilities.
+        rounding: see `ParityReport`.
         batches: batch sizes to run.
         few: all images run in the largest batch; in the others, a second time, and for another class only this many,
             and as many as fill a batch; default all.
@@ -151,6 +153,7 @@ def measure_parity(
         target_dependence=target_dependence,
         mask_bar=bar,
         probabilities_bar=probability_bar,
+        rounding=rounding,
     )
 
 

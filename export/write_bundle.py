@@ -77,6 +77,7 @@ class _About:
     explainee: dict[str, str]
     own_probability_error: Callable[[Uint8, Floats], float]
     own_error: Callable[[Uint8, NDArray[np.int64], Floats], float] | None = None
+    rounding: float = 1.0
     batches: Sequence[int] = BATCHES
     few: int | None = None
     batch: int = 8
@@ -117,7 +118,11 @@ def export_trained(
         name=f"{record.explainee} explained by {how}",
         method=record.method,
         parameters={
-            **asdict(record.config),
+            # as JSON gives them back
+            **{
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in asdict(record.config).items()
+            },
             "layers": list(record.layers),
             "trained_steps": record.step,
             "data": record.data,
@@ -130,6 +135,7 @@ def export_trained(
         class_names=record.class_names,
         explainee={"spec": record.explainee, "weights": Path(record.weights).name, "fingerprint": record.fingerprint},
         own_probability_error=partial(probability_error_of_float32, explainer.explainee),
+        rounding=max(1.0, functions.network.gain) if functions else 1.0,
     )
     with _partial(out, overwrite) as folder, guest(explainer):
         graph = ExplainerGraph(explainer).eval()
@@ -267,6 +273,7 @@ def _finish(
         class_specific=about.class_specific,
         own_error=about.own_error,
         own_probability_error=about.own_probability_error,
+        rounding=about.rounding,
         batches=about.batches,
         few=about.few,
         on_progress=asking("ONNX Runtime"),

@@ -18,9 +18,11 @@ from torch import Tensor
 from saccade.accel.engines import open_engine
 from saccade.contracts import MaskQuery, Uint8
 from saccade.errors import UsageError
+from saccade.evaluate.scenes import SceneConfig, SceneSource
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
+from saccade.evaluate.weights_folder import WEIGHTS
 from saccade.export.write_bundle import export_trained
-from saccade.methods.checkpoint import CheckpointRecord, read_record
+from saccade.methods.checkpoint import CheckpointRecord, load_checkpoint, read_record
 from saccade.methods.explainee import Explainee, fingerprint
 from saccade.methods.inr.amortized import AmortizedExplainer, Field, build_amortized
 from saccade.methods.inr.amortized_config import AmortizedConfig
@@ -215,6 +217,18 @@ def exported(explainee: Explainee, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("bundles") / "functions"
     export_trained(explainer, record, images, path)
     return explainer, path, images
+
+
+def test_the_committed_network_passes_the_gate(tmp_path: Path) -> None:
+    folder = WEIGHTS / "scenes_resnet_inr"
+    explainer, record = load_checkpoint(folder)
+    assert isinstance(explainer, AmortizedExplainer)
+    scenes = SceneSource("test", SceneConfig()).batch(range(16))
+    bundle = export_trained(explainer, record, scenes.images, tmp_path / "bundle")
+    assert bundle.manifest.parity.rounding == explainer.network.gain
+    assert bundle.manifest.parity.batch_max_abs < 1e-4
+    masks = open_engine(bundle).run(scenes.images, None, MaskQuery(areas=(0.05, 0.2))).mask
+    np.testing.assert_allclose(masks.mean((2, 3)), np.broadcast_to([0.05, 0.2], (16, 2)), atol=1e-3)
 
 
 def test_the_graph_takes_any_areas_places_and_classes(exported: tuple[AmortizedExplainer, Path, Uint8]) -> None:
