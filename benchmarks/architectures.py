@@ -35,6 +35,7 @@ from runtimes import in_onnxruntime, in_openvino, tensorrt_refusal
 from zoo import ATTENTION, FEATURE_MAPS, build, photographs, tensors
 
 from saccade.accel.bench import machine
+from saccade.accel.compare import cosine
 from saccade.contracts import Floats, Uint8
 from saccade.errors import SaccadeError
 from saccade.export.autograd_free import trace_autograd_free
@@ -66,6 +67,7 @@ class Row:
         openvino_error: as `runtime_error`; None where OpenVINO refuses the graph.
         tensorrt: why TensorRT builds no engine; empty if it does.
         seconds: for all of this.
+        runtime_cosine, own_cosine: in place of the correlations, which of the few values of a small map say little.
         peak: most memory the process took, GiB; None where several shared it.
     """
 
@@ -80,6 +82,8 @@ class Row:
     openvino_error: float | None
     tensorrt: str
     seconds: float
+    runtime_cosine: float | None = None
+    own_cosine: float | None = None
     peak: float | None = None
 
 
@@ -121,8 +125,14 @@ def distance(masks: Floats, exact: NDArray[np.float64]) -> float:
 
 
 def correlation(masks: Floats, exact: NDArray[np.float64]) -> float:
-    """Pearson's, of the image whose mask is furthest from the exact one."""
-    return min(float(np.corrcoef(mask.ravel(), best.ravel())[0, 1]) for mask, best in zip(masks, exact, strict=True))
+    """Pearson's, of the image whose mask is furthest from the exact one; of two constant masks, as where nothing is
+    evidence, 1.
+    """
+    found = []
+    for mask, best in zip(masks, exact, strict=True):
+        constant = [bool(np.ptp(values) == 0) for values in (mask, best)]
+        found.append(float(all(constant)) if any(constant) else float(np.corrcoef(mask.ravel(), best.ravel())[0, 1]))
+    return min(found)
 
 
 def masks_in_torch(explainer: GradientExplainer, images: Uint8, target: NDArray[np.int64]) -> Floats:
@@ -174,6 +184,8 @@ def check(explainee: Explainee, method: str, folder: Path, steps: int = STEPS) -
         own_error=distance(own, expected),
         runtime_correlation=min(correlation(masks, expected) for masks in found),
         own_correlation=correlation(own, expected),
+        runtime_cosine=min(float(cosine(masks, expected.astype(np.float32)).min()) for masks in found),
+        own_cosine=float(cosine(own, expected.astype(np.float32)).min()),
         openvino_error=openvino,
         tensorrt=tensorrt_refusal(path),
         seconds=round(time.perf_counter() - began, 1),
