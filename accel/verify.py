@@ -21,7 +21,7 @@ BATCH_BAR = 1e-5
 
 def batch_bar(parity: ParityReport) -> float:
     """How far an image's mask may be from its mask in another batch: rounding, or what the original itself allows."""
-    return BATCH_BAR * parity.rounding if parity.mask_bar <= 1e-4 else parity.mask_bar
+    return min(BATCH_BAR * parity.rounding, parity.mask_bar) if parity.mask_bar <= 1e-4 else parity.mask_bar
 
 
 def beside_another(engine: Engine, images: Uint8, target: NDArray[np.int64], masks: Floats, batch: int) -> float:

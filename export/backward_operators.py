@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ _BACKWARD = (  # operators for which PyTorch has a decomposition into forward on
     aten.slice_backward,
     aten.unfold_backward,
     aten.embedding_dense_backward,
+    aten.max_pool2d_with_indices_backward,
     aten.value_selecting_reduction_backward,
     aten.new_zeros,
     aten.new_empty,
@@ -52,7 +54,8 @@ def forward_forms() -> dict[Any, Callable[..., Any]]:
     table[aten.convolution_backward.default] = _convolution_backward
     table[aten.avg_pool2d_backward.default] = _avg_pool2d_backward
     table[aten._adaptive_avg_pool2d_backward.default] = _adaptive_avg_pool2d_backward
-    table[aten.max_pool2d_with_indices_backward.default] = _max_pool2d_backward
+    pooling = aten.max_pool2d_with_indices_backward.default
+    table[pooling] = partial(_max_pool2d_backward, table[pooling])
     return table
 
 
@@ -159,6 +162,7 @@ def _avg_pool2d_backward(
 
 
 def _max_pool2d_backward(
+    by_index: Callable[..., Tensor],
     gradient: Tensor,
     inputs: Tensor,
     kernel_size: list[int],
@@ -172,10 +176,11 @@ def _max_pool2d_backward(
 
     TensorRT has no max-pooling that gives indices. The pixels are sorted by their place modulo the stride, so that
     those at one offset of all windows lie side by side; what they get is interleaved, as in `_spread_convolution`.
+    Dilated windows take `by_index`, PyTorch's form.
     """
     kernel, step, pad, apart = (_pair(values) for values in (kernel_size, stride or kernel_size, padding, dilation))
     if apart != [1, 1]:
-        raise ModelError("dilated max-pooling has no forward form of its gradient here")
+        return by_index(gradient, inputs, kernel_size, stride, padding, dilation, ceil_mode, indices)
     largest, _ = aten.max_pool2d_with_indices.default(inputs, kernel, step, pad, apart, ceil_mode)
     count, channels, *size = (int(length) if axis > 1 else length for axis, length in enumerate(inputs.shape))
     windows = [int(gradient.shape[axis]) for axis in (2, 3)]

@@ -98,6 +98,7 @@ MIDDLES: dict[str, Layers] = {
     "grouped conv": lambda: [nn.Conv2d(8, 8, 3, 2, 1, groups=4), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, groups=2)],
     "depthwise conv": lambda: [nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, groups=8)],
     "max pool": lambda: [nn.Conv2d(8, 8, 3, 1, 1), nn.MaxPool2d(2)],
+    "max pool that is dilated": lambda: [nn.Conv2d(8, 8, 3, 1, 1), nn.MaxPool2d(2, 2, dilation=2)],
     "max pool that overlaps": lambda: [nn.Conv2d(8, 8, 3, 1, 1), nn.MaxPool2d(3, 2, 1)],
     "avg pool": lambda: [nn.Conv2d(8, 8, 3, 1, 1), nn.AvgPool2d(2), nn.SiLU()],
     "avg pool that overlaps": lambda: [nn.Conv2d(8, 8, 3, 1, 1), nn.AvgPool2d(3, 2, 1), nn.SiLU()],
@@ -334,7 +335,6 @@ def test_gradients_without_a_forward_form_are_refused() -> None:
     for layer in (
         nn.ConvTranspose2d(3, 3, 2, 2),
         nn.AvgPool2d(3, 2, 1, count_include_pad=False),
-        nn.MaxPool2d(2, 2, dilation=2),
     ):
         layer.requires_grad_(False)
 

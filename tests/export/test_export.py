@@ -15,6 +15,7 @@ from PIL import Image
 from saccade.accel.bundle import open_bundle
 from saccade.accel.engines import open_engine
 from saccade.accel.image import resize_image
+from saccade.accel.verify import batch_bar
 from saccade.contracts import Explanation, ImageSpec
 from saccade.errors import OutputError, ParityError, UsageError
 from saccade.evaluate.scene_material import load_photograph
@@ -204,6 +205,16 @@ def test_probabilities_are_held_against_what_float32_can_tell(
         open_engine(bundle), images, original, class_specific=False, own_probability_error=own_error(1.0)
     )
     assert report.probabilities_bar == 1e-5  # nobody asks where it is kept
+
+
+def test_steep_masks_may_depend_on_the_batch_as_their_rounding_does_but_not_beyond_the_mask_s_bar(
+    explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
+) -> None:
+    bundle = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
+    original = explain_in_torch(ExplainerGraph(explainer), images)
+    for rounding, expected in ((1.0, 1e-5), (6.0, 6e-5), (1000.0, 1e-4)):
+        report = measure_parity(open_engine(bundle), images, original, class_specific=False, rounding=rounding)
+        assert batch_bar(report) == pytest.approx(expected)
 
 
 def test_the_gate_needs_sixteen_images(explainer: LTXExplainer, images: np.ndarray, tmp_path: Path) -> None:
