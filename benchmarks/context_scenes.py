@@ -27,6 +27,7 @@ from torch import Tensor
 from saccade.accel.bench import machine
 from saccade.evaluate.scenes import SceneBatch, SceneConfig, SceneSource
 from saccade.methods.explainee import Explainee, load_explainee
+from saccade.methods.fold import fast_for_input_gradients
 from saccade.methods.inr.config import INRConfig
 from saccade.methods.inr.several import SeveralConfig, SeveralMasks, several_masks
 from saccade.methods.perturb import make_baseline, perturb
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
-    explainee = load_explainee("python:saccade.evaluate.scenes_models:context")
+    explainee = fast_for_input_gradients(load_explainee("python:saccade.evaluate.scenes_models:context"))
     source = SceneSource("test", SceneConfig(variant="context"))
     several = SeveralConfig(most=2, area=arguments.area)
     places: list[tuple[int, int]] = []

@@ -29,6 +29,7 @@ from saccade.contracts import Uint8
 from saccade.evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from saccade.evaluate.scenes import SceneBatch, SceneSource
 from saccade.methods.explainee import Explainee, load_explainee
+from saccade.methods.fold import fast_for_input_gradients
 from saccade.methods.inr.config import INRConfig
 from saccade.methods.inr.extremal import ExtremalConfig, extremal_masks
 from saccade.methods.inr.fit import fit_masks
@@ -124,7 +125,7 @@ def main() -> None:
     table = Table("model", "method", "insertion − deletion", "on the digit, by area", "forwards", "s", box=None)
     results = []
     for model in arguments.models:
-        explainee = load_explainee(f"python:saccade.evaluate.scenes_models:{model}")
+        explainee = fast_for_input_gradients(load_explainee(f"python:saccade.evaluate.scenes_models:{model}"))
         config = INRConfig(areas=AREAS, steps=arguments.steps, baseline=arguments.baseline)
         extremal = ExtremalConfig(areas=AREAS, steps=arguments.extremal_steps, baseline=arguments.baseline)
         size = explainee.image_spec.size

@@ -18,6 +18,7 @@ from ..accel.image import ImageSource
 from ..accel.results import Failure, ImageExplanation, together
 from ..methods.explainee import Explainee, load_explainee
 from ..methods.features import device_of
+from ..methods.fold import fast_for_input_gradients
 from ..methods.inr.config import INRConfig
 from ..methods.inr.fit import Fitted, fit_masks
 from ..methods.inr.several import SeveralConfig, SeveralMasks, several_masks
@@ -73,6 +74,7 @@ def explain_by_optimisation(
     """
     explainee = load_explainee(resolve_model(job.spec), job.weights)
     explainee.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    explainee = fast_for_input_gradients(explainee)
     asked = [class_index(target, explainee.class_names) for target in job.targets] or [-1]
     rounds = job.several.most if job.several else 1
     with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import UsageError
@@ -29,15 +30,22 @@ class SeveralConfig:
         area: of each.
         least: share of the class's own probability that a mask must hold on to; a mask that does not is left out, and
             the image has no more.
+        margin: width of the border around each mask that later ones leave out too, as a fraction of the image's longer
+            side: what lies next to a mask is most often the rest of the same object.
     """
 
     most: int = 3
     area: float = 0.1
     least: float = 0.1
+    margin: float = 0.05
 
     def __post_init__(self) -> None:
         if self.most < 1 or not 0 < self.area < 1 or not 0 <= self.least <= 1:
             raise UsageError("at least one mask, of an area inside (0, 1), that keeps a share in [0, 1]")
+        if not 0 <= self.margin < 0.5:
+            raise UsageError(
+                f"the margin around a mask is a fraction of the image's side in [0, 0.5), not {self.margin}"
+            )
         if self.most * self.area >= 1:
             raise UsageError(
                 f"{self.most} masks of {self.area:.0%} of the image each do not fit side by side; ask for fewer, or "
@@ -93,6 +101,7 @@ def several_masks(
     retention = torch.zeros(count, several.most, device=device)
     free = torch.ones(count, 1, height, width, device=device)
     baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean).expand_as(pixels)
+    border = round(several.margin * max(height, width))
     left = torch.arange(count, device=device)
     with guest(explainee.model), torch.no_grad():
         logits = explainee.model(explainee.normalise(pixels))
@@ -125,7 +134,7 @@ def several_masks(
             break
         masks[left, place] = mask[enough, 0]
         retention[left, place] = held[enough]
-        free[left] = free[left] * (1 - mask[enough])
+        free[left] = free[left] * (1 - F.max_pool2d(mask[enough], 2 * border + 1, 1, border))
     found = (masks.flatten(2).amax(2) > 0).sum(1)
     union = kept(torch.arange(count, device=device), masks.amax(1, keepdim=True))
     return SeveralMasks(masks, found, retention, union, chosen, logits)

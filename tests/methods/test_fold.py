@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from saccade.contracts import ImageSpec
 from saccade.methods.explainee import Explainee, fingerprint
-from saccade.methods.fold import folded
+from saccade.methods.features import noise_images
+from saccade.methods.fold import fast_for_input_gradients, folded
 
 SPEC = ImageSpec(size=(24, 24))
 
@@ -169,3 +170,16 @@ def test_a_model_without_norms_is_copied() -> None:
     found = folded(model, SPEC)
     assert found is not model
     assert_equal(model, found)
+
+
+def test_what_is_made_fast_has_the_same_gradients_and_leaves_the_model_alone(tiny_explainee: Explainee) -> None:
+    found = fast_for_input_gradients(tiny_explainee)
+    assert found.spec == tiny_explainee.spec
+    assert found.model is not tiny_explainee.model
+    assert norms(found.model) == 0
+    assert norms(tiny_explainee.model) == 2
+    images = noise_images(tiny_explainee.model, tiny_explainee.image_spec, 2).requires_grad_(True)
+    expected, own = (
+        torch.autograd.grad(model(images)[:, 1].sum(), images)[0] for model in (tiny_explainee.model, found.model)
+    )
+    assert torch.allclose(own, expected, atol=1e-5 * float(expected.abs().max()))

@@ -183,6 +183,28 @@ def test_several_masks_do_not_overlap_and_stop_where_the_evidence_ends(squares: 
                 assert float(found.masks[image, place].mean()) == pytest.approx(0.1, abs=0.03)
 
 
+def test_a_margin_keeps_the_next_mask_off_the_rest_of_the_same_evidence(squares: Explainee, pixels: Tensor) -> None:
+    config = INRConfig(**QUICK)
+    target = torch.zeros(1, dtype=torch.int64)
+
+    def masks(margin: float) -> Tensor:
+        several = SeveralConfig(most=2, area=0.04, least=0, margin=margin)
+        return several_masks(squares, pixels[1:2], several, config, target=target).masks[0].bool()
+
+    def gap(first: Tensor, second: Tensor) -> int:
+        near = (first.nonzero()[:, None] - second.nonzero()[None]).abs().amax(2)  # of every pair of pixels
+        return int(near.min()) - 1
+
+    assert gap(*masks(0)) < 3  # a part of a square is enough, and so is the part beside it
+    assert gap(*masks(0.1)) >= round(0.1 * SIZE)
+
+
+@pytest.mark.parametrize("margin", [-0.1, 0.5, math.nan])
+def test_a_margin_is_a_fraction_of_the_side(margin: float) -> None:
+    with pytest.raises(UsageError, match="fraction of the image's side"):
+        SeveralConfig(margin=margin)
+
+
 def test_more_masks_than_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="do not fit side by side"):
         SeveralConfig(most=5, area=0.2)
