@@ -99,6 +99,21 @@ __all__ = ["explain"]
     help="With --method inr: what is kept is enough, what is left is not, or both.",
 )
 @click.option(
+    "--baseline",
+    type=click.Choice(["blur", "mean", "black"]),
+    default="blur",
+    show_default=True,
+    help="With --method inr: what takes the place of a removed pixel.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 0.5, max_open=True),
+    default=0.05,
+    show_default=True,
+    metavar="F",
+    help="With --several and --method inr: what is left free around each mask, as a fraction of the image's side.",
+)
+@click.option(
     "--steps",
     "updates",
     type=click.IntRange(1),
@@ -150,6 +165,8 @@ def explain(
     areas: tuple[float, ...],
     several: int | None,
     objective: str,
+    baseline: str,
+    margin: float,
     updates: int,
     tune: str,
     select: str,
@@ -197,11 +214,13 @@ def explain(
         from ..methods.inr.several import SeveralConfig
         from .inr import INRJob, explain_by_optimisation
 
-        config = INRConfig(areas=areas, objective=objective, steps=updates)  # type: ignore[arg-type]
-        masks = None if several is None else SeveralConfig(most=several, area=config.areas[0])
+        if several is None:
+            _refuse_given(context, ("margin",), "goes with --several")
+        config = INRConfig(areas=areas, objective=objective, baseline=baseline, steps=updates)  # type: ignore[arg-type]
+        masks = None if several is None else SeveralConfig(most=several, area=config.areas[0], margin=margin)
         job = INRJob(spec, weights or "pretrained", targets, config, masks)
         return explain_by_optimisation(find_images(list(paths)), job, out, formats, batch_size or 16, pixels, as_json)
-    _refuse_given(context, ("objective", "updates"), "belongs to --method inr")
+    _refuse_given(context, ("objective", "baseline", "margin", "updates"), "belongs to --method inr")
     if checkpoint is not None or steps is not None:
         _refuse_given(context, ("areas", "several"), "does not go with --finetune")
         _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")
