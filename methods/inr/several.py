@@ -30,6 +30,7 @@ class SeveralConfig:
         area: of each.
         least: share of the class's own probability that a mask must hold on to; a mask that does not is left out, and
             the image has no more.
+        tries: how often a mask is looked for, each time from other first weights, where none so far holds on to enough.
         margin: width of the border around each mask that later ones leave out too, as a fraction of the image's longer
             side: what lies next to a mask is most often the rest of the same object.
     """
@@ -37,11 +38,14 @@ class SeveralConfig:
     most: int = 3
     area: float = 0.1
     least: float = 0.1
+    tries: int = 2
     margin: float = 0.05
 
     def __post_init__(self) -> None:
         if self.most < 1 or not 0 < self.area < 1 or not 0 <= self.least <= 1:
             raise UsageError("at least one mask, of an area inside (0, 1), that keeps a share in [0, 1]")
+        if self.tries < 1:
+            raise UsageError("a mask is looked for at least once")
         if not 0 <= self.margin < 0.5:
             raise UsageError(
                 f"the margin around a mask is a fraction of the image's side in [0, 0.5), not {self.margin}"
@@ -91,7 +95,7 @@ def several_masks(
         several: number, area and when to stop.
         config: of each optimisation; its areas are not used.
         target: int64 (N,), negative for the predicted class.
-        on_step: told the mask, from 0, and its number of updates.
+        on_step: told the mask, from 0, and its number of updates, which starts again with every try.
     """
     device = device_of(explainee.model)
     pixels = pixels.to(device)
@@ -118,16 +122,23 @@ def several_masks(
         return held
 
     for place in range(several.most):
-        fitted = fit_masks(
-            explainee,
-            pixels[left],
-            one,
-            target=chosen[left],
-            free=free[left],
-            on_step=lambda step, _, place=place: on_step(place, step),  # type: ignore[misc]
-        )
-        mask = (fitted.render(height, width) > _KEPT).float() * free[left]
-        held = kept(left, mask)
+        mask = torch.zeros(len(left), 1, height, width, device=device)
+        held = torch.full((len(left),), -1.0, device=device)  # less than any mask holds
+        for attempt in range(several.tries):
+            again = (held < several.least).nonzero().flatten()
+            if not len(again):
+                break
+            which = left[again]
+            fitted = fit_masks(
+                explainee,
+                pixels[which],
+                replace(one, seed=config.seed + attempt),
+                target=chosen[which],
+                free=free[which],
+                on_step=lambda step, _, place=place: on_step(place, step),  # type: ignore[misc]
+            )
+            mask[again] = (fitted.render(height, width) > _KEPT).float() * free[which]
+            held[again] = kept(which, mask[again])
         enough = held >= several.least
         left = left[enough]
         if not len(left):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from saccade.contracts import ImageSpec
 from saccade.errors import ModelError, UsageError
 from saccade.evaluate.scenes import SceneConfig, SceneSource
 from saccade.methods.explainee import Explainee, fingerprint, load_explainee
+from saccade.methods.inr import several as several_module
 from saccade.methods.inr.config import INRConfig
 from saccade.methods.inr.extremal import ExtremalConfig, SmoothMaximum, extremal_masks
 from saccade.methods.inr.fit import fit_masks
@@ -197,6 +199,30 @@ def test_a_margin_keeps_the_next_mask_off_the_rest_of_the_same_evidence(squares:
 
     assert gap(*masks(0)) < 3  # a part of a square is enough, and so is the part beside it
     assert gap(*masks(0.1)) >= round(0.1 * SIZE)
+
+
+def test_a_mask_that_holds_too_little_is_looked_for_again_from_other_weights(
+    squares: Explainee, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watched(explainee: Explainee, images: Tensor, config: INRConfig, **others: Any) -> Any:
+        seen.append((len(images), config.seed))
+        # the first try gets no time to find anything
+        return fit_masks(explainee, images, replace(config, steps=1) if config.seed == 0 else config, **others)
+
+    monkeypatch.setattr(several_module, "fit_masks", watched)
+    target = torch.zeros(2, dtype=torch.int64)
+    once, twice = (
+        several_masks(
+            squares, pixels[:2], SeveralConfig(most=1, least=0.9, tries=tries), INRConfig(**QUICK), target=target
+        )
+        for tries in (1, 3)
+    )
+    assert once.found.tolist() == [0, 0]
+    assert twice.found.tolist() == [1, 1]
+    assert seen[:3] == [(2, 0), (2, 0), (2, 1)]
+    assert len(seen) == 3  # nobody is looked for a third time
 
 
 @pytest.mark.parametrize("margin", [-0.1, 0.5, math.nan])
