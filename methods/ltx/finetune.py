@@ -210,7 +210,7 @@ class _Run:
                     step_of = torch.where(better, step, step_of)
             if last:
                 break
-            self._update(optimizer, terms)
+            self._update(optimizer, terms, step)
             on_step(step + 1)
         assert best is not None, "the first step is scored"
         return FineTuned(
@@ -268,11 +268,16 @@ class _Run:
         self.forwards += forwards
         return value
 
-    def _update(self, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor]) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], step: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
         norm = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
+        if broken := (~torch.isfinite(norm)).nonzero().flatten().tolist():
+            raise ModelError(
+                f"fine-tuning stopped at step {step}: the gradient of image {broken[0]} of the batch is not finite; "
+                "check the image, or lower the learning rate"
+            )
         scale = (self.config.clip / norm.clamp_min(1e-12)).clamp(max=1)
         for gradient in gradients:
             gradient.mul_(scale.reshape(-1, *[1] * (gradient.ndim - 1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def take_step(
     count = round(float(processes.sum(torch.tensor(float(len(pixels)), device=pixels.device))))
     values = _of_all_processes(losses.terms, count, processes)
     try:
-        _refuse(values, "loss", step, names)
+        _refuse(values, "loss", step, names, partial(_own_fault, explainer, batch, processes, count))
         optimizer.zero_grad(set_to_none=True)
         processes.backward(losses.total * (len(pixels) / count), network)
         norm = processes.clip(network, optimizer, config.clip)
@@ -139,10 +140,29 @@ def _of_all_processes(terms: Mapping[str, Tensor], count: int, processes: OnePro
     return whole
 
 
-def _refuse(terms: Mapping[str, Tensor], what: str, step: int, names: Callable[[int], Sequence[str]]) -> None:
+@torch.no_grad()
+def _own_fault(explainer: TrainedExplainer, batch: Batch, processes: OneProcess, count: int) -> list[int]:
+    """The images of which the classifier itself makes no finite logits. Through the batch statistics of the network one
+    of them is enough to make the losses of all others not finite either.
+    """
+    explainee = explainer.explainee
+    with processes.autocast():
+        logits = explainee.model(explainee.normalise(batch.pixels))
+    finite = {"logits": torch.isfinite(logits).all(1).float()}
+    return (_of_all_processes(finite, count, processes)["logits"] == 0).nonzero().flatten().tolist()
+
+
+def _refuse(
+    terms: Mapping[str, Tensor],
+    what: str,
+    step: int,
+    names: Callable[[int], Sequence[str]],
+    own_fault: Callable[[], list[int]] = list,
+) -> None:
     for term, values in terms.items():
         broken = (~torch.isfinite(values)).nonzero().flatten().tolist()
         if broken:
+            broken = own_fault() or broken
             known = names(len(values))
             first = ", ".join(known[place] for place in broken[:3])
             more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import UsageError
 from ..perturb import perturb
 
 __all__ = ["Mixed", "generator_of", "mix_with_targets"]
@@ -68,6 +69,11 @@ def mix_with_targets(
             second below 1 in 30,000, but with three backgrounds the right one is found in 40 % of them, a wrong one in
             2 %, and one in 4 % of the scenes that have no second digit.
     """
+    if len(pixels) < 2:
+        raise UsageError(
+            "an explainer for any class pastes pieces of one image into another, so it takes at least two images in "
+            "each step and process; raise --batch-size, or give more images"
+        )
     own = predict(pixels).argmax(1)
     best, most, other = pixels, pixels.new_full((len(pixels),), _LEAST), own
     piece = torch.zeros_like(pixels[:, :1])

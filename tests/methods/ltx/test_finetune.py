@@ -219,6 +219,24 @@ def test_a_loss_that_is_not_finite_names_the_image(tiny_explainee: Explainee, pi
         finetune(explainer_of(tiny_explainee), pixels, LOSSES)
 
 
+@pytest.mark.parametrize("select", ["loss", "pos"])
+def test_a_gradient_that_is_not_finite_names_the_image(
+    tiny_explainee: Explainee, pixels: Tensor, monkeypatch: pytest.MonkeyPatch, select: Any
+) -> None:
+    losses = finetune_module.total_loss
+
+    def jagged(*arguments: Any) -> Any:
+        found = losses(*arguments)
+        for values in found.terms.values():
+            kink = values[1] - values[1].detach()
+            values[1] = values[1] + kink.square().sqrt()  # zero, of infinite slope
+        return found
+
+    monkeypatch.setattr(finetune_module, "total_loss", jagged)
+    with pytest.raises(ModelError, match=r"step 0: the gradient of image 1 of the batch is not finite"):
+        finetune(explainer_of(tiny_explainee), pixels, LOSSES, FinetuneConfig(steps=1, select=select))
+
+
 @pytest.mark.parametrize("blocks", [0, 1, 2])
 def test_the_last_blocks_of_a_transformer_are_tuned_for_each_image(vit: Explainee, large: Tensor, blocks: int) -> None:
     explainer = explainer_of(vit, form="own")

@@ -297,6 +297,11 @@ def test_images_are_mixed_where_the_classifier_sees_both_classes_best() -> None:
         assert torch.equal(first, second)
 
 
+def test_there_is_nothing_to_paste_into_an_image_that_is_alone() -> None:
+    with pytest.raises(UsageError, match="at least two images"):
+        mix_with_targets(torch.rand(1, 3, 8, 8), lambda images: images.mean((2, 3)), generator_of(0, 0))
+
+
 def test_an_image_stays_whole_where_the_classifier_sees_no_second_class() -> None:
     pixels = torch.rand(5, 3, 20, 20, generator=torch.Generator().manual_seed(1))
 

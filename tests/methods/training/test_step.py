@@ -76,6 +76,21 @@ def test_images_of_a_stream_without_names_go_by_their_places(tmp_path: Path) -> 
         train_explainer(to_explainee(breaking([3, 5])), few, short(), tmp_path, data="squares")
 
 
+class BlindFor(SquareCNN):
+    """Nothing that it computes of a chosen image of eight is finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[3::8] = float("nan")
+        return super().forward(x)
+
+
+def test_an_image_that_spoils_the_statistics_of_the_others_is_the_one_that_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    with pytest.raises(ModelError, match=r"the preserve loss is not finite for image 3; lower"):
+        train_explainer(to_explainee(BlindFor()), few, short(), tmp_path, data="squares")
+
+
 @pytest.mark.parametrize("how", ["loss", "gradient"])
 def test_the_explainer_is_as_it_was_before_the_step_and_so_is_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
