@@ -1,6 +1,6 @@
 """Several masks of one image: does the second find the other evidence? On scenes with a digit and a texture.
 
-    python benchmarks/context_scenes.py                 200 scenes, about ten minutes on two cores
+    python benchmarks/context_scenes.py                 200 scenes, about twenty minutes on two cores
     python benchmarks/context_scenes.py --count 16 --dry
 
 The classifier `scenes:context` knows a class by either. A scene counts if the classifier still gives its class a
@@ -30,7 +30,7 @@ from saccade.methods.explainee import Explainee, load_explainee
 from saccade.methods.fold import fast_for_input_gradients
 from saccade.methods.inr.config import INRConfig
 from saccade.methods.inr.several import SeveralConfig, SeveralMasks, several_masks
-from saccade.methods.perturb import make_baseline, perturb
+from saccade.methods.perturb import BASELINES, make_baseline, perturb
 
 RESULTS = Path(__file__).parent / "results" / "context_scenes.json"
 FIRST, BATCH = 20_000, 20
@@ -72,12 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--area", type=float, default=0.08)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--baseline", choices=BASELINES, default="mean", help="of a removed pixel")
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     explainee = fast_for_input_gradients(load_explainee("python:saccade.evaluate.scenes_models:context"))
     source = SceneSource("test", SceneConfig(variant="context"))
     several = SeveralConfig(most=2, area=arguments.area)
+    config = INRConfig(steps=arguments.steps, baseline=arguments.baseline)
     places: list[tuple[int, int]] = []
     retention: list[np.ndarray[Any, Any]] = []
     counted = 0
@@ -90,7 +93,7 @@ def main() -> None:
             both = np.flatnonzero(used_both(explainee, scenes))
             counted += len(both)
             if len(both):
-                found: SeveralMasks = several_masks(explainee, to_pixels(scenes)[both], several, INRConfig())
+                found: SeveralMasks = several_masks(explainee, to_pixels(scenes)[both], several, config)
                 retention.append(found.retention.numpy())
                 for masks, index in zip(found.masks, both, strict=True):
                     parts = (torch.from_numpy(scenes.evidence[index]), torch.from_numpy(scenes.context[index]))
@@ -109,6 +112,9 @@ def main() -> None:
         },
         "retention, median": np.median(np.concatenate(retention), 0).tolist(),
         "area": arguments.area,
+        "margin": several.margin,
+        "steps": config.steps,
+        "baseline": config.baseline,
         "seconds per image": (time.perf_counter() - began) / max(1, counted),
     }
     print(json.dumps(result, indent=1))

@@ -103,8 +103,11 @@ def main() -> None:
                     )
     Console().print(table)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    about = {"machine": machine(), "threads": arguments.threads, "seconds": arguments.seconds, "rows": rows}
-    arguments.out.write_text(json.dumps(about, indent=2) + "\n")
+    about = {"machine": machine(), "threads": arguments.threads, "seconds": arguments.seconds}
+    kept = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    measured = {(row["model"], row["explainer"]) for row in rows}
+    kept = [row for row in kept if (row["model"], row.get("explainer")) not in measured and "explainer" in row]
+    arguments.out.write_text(json.dumps({"rows": kept + [{**row, **about} for row in rows]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def time_of(
             theirs.append(time.perf_counter() - start)
     alone = finetune(explainer, pixels[:1], losses, config)
     return {
+        **where(),
         "precision": precision,
         "batch": len(pixels),
         "steps": STEPS,
@@ -131,7 +132,8 @@ def quality(folder: Path, indices: range, config: FinetuneConfig, console: Conso
         return measure(make_metrics(METRICS), samples, predict)
 
     before, after = rows(starts), rows(masks)
-    result: dict[str, Any] = {"explainee": record.explainee, "form": record.config.form, "scenes": count}
+    result: dict[str, Any] = {"checkpoint": folder.name, "explainee": record.explainee, "form": record.config.form}
+    result |= {"scenes": count, **where()}
     result |= {"tune": config.tune, "select": config.select, "learning rate": config.rate, "seconds per image": seconds}
     for metric in make_metrics(METRICS):
         change = difference(metric, after[metric.name], before[metric.name])
@@ -147,7 +149,12 @@ def quality(folder: Path, indices: range, config: FinetuneConfig, console: Conso
 
 def kind(row: dict[str, Any]) -> tuple[str, ...]:
     """What a row is about: one that is measured again takes its place."""
-    return tuple(row[name] for name in ("explainee", "form", "tune", "select"))
+    return tuple(row[name] for name in ("checkpoint", "tune", "select"))
+
+
+def where() -> dict[str, Any]:
+    """What every row carries: rows of one file may come from several runs."""
+    return {"machine": machine(), "torch": torch.__version__}
 
 
 def main() -> None:
@@ -197,7 +204,6 @@ def main() -> None:
                 times[f"ViT-B/16, {precision}"] = row = time_of(explainer, pixels, losses, 1, 2, precision)
                 Console().print(row)
     if not arguments.dry:
-        stored |= {"machine": machine(), "torch": torch.__version__}
         RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
 
 

@@ -18,6 +18,7 @@ from .fit import fit_masks
 
 __all__ = ["SeveralConfig", "SeveralMasks", "several_masks"]
 
+_LEADS = 2  # times the area, of the mask that is found beside each and leads it to the evidence
 _KEPT = 0.5  # of a mask's value, from where a pixel belongs to it
 
 
@@ -100,7 +101,7 @@ def several_masks(
     device = device_of(explainee.model)
     pixels = pixels.to(device)
     count, _, height, width = pixels.shape
-    one = replace(config, areas=(several.area,))
+    areas = (several.area, min(_LEADS * several.area, (1 + several.area) / 2))
     masks = torch.zeros(count, several.most, height, width, device=device)
     retention = torch.zeros(count, several.most, device=device)
     free = torch.ones(count, 1, height, width, device=device)
@@ -132,12 +133,13 @@ def several_masks(
             fitted = fit_masks(
                 explainee,
                 pixels[which],
-                replace(one, seed=config.seed + attempt),
+                replace(config, areas=areas, seed=config.seed + attempt),
                 target=chosen[which],
                 free=free[which],
                 on_step=lambda step, _, place=place: on_step(place, step),  # type: ignore[misc]
             )
-            mask[again] = (fitted.render(height, width) > _KEPT).float() * free[which]
+            found = fitted.render(height, width, fitted.areas[:1])
+            mask[again] = (found > _KEPT).float() * free[which]
             held[again] = kept(which, mask[again])
         enough = held >= several.least
         left = left[enough]
@@ -146,6 +148,6 @@ def several_masks(
         masks[left, place] = mask[enough, 0]
         retention[left, place] = held[enough]
         free[left] = free[left] * (1 - F.max_pool2d(mask[enough], 2 * border + 1, 1, border))
-    found = (masks.flatten(2).amax(2) > 0).sum(1)
+    number = (masks.flatten(2).amax(2) > 0).sum(1)
     union = kept(torch.arange(count, device=device), masks.amax(1, keepdim=True))
-    return SeveralMasks(masks, found, retention, union, chosen, logits)
+    return SeveralMasks(masks, number, retention, union, chosen, logits)
