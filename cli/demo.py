@@ -74,7 +74,11 @@ def demo(out: Path) -> None:
         resnet, vit = (_methods(model, out, status.update, console) for model in GRADIENTS)
         status.update("writing the page")
         models = [
-            Model("ResNet", "680,000 parameters, 96×96 pixels. LTX was trained; the others need no training.", resnet),
+            Model(
+                "ResNet",
+                "680,000 parameters, 96×96 pixels. LTX and masks of areas were trained, the others need no training.",
+                resnet,
+            ),
             Model(
                 "Vision transformer",
                 "940,000 parameters, 12×12 patches. LTX reads its tokens, the others its attention.",

@@ -123,6 +123,13 @@ __all__ = ["explain"]
     help="With --method inr: updates at most.",
 )
 @click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=3e-3,
+    show_default=True,
+    help="With --method inr: lower it if an optimisation diverges.",
+)
+@click.option(
     "--tune",
     type=click.Choice(["head", "mask"]),
     default="head",
@@ -168,6 +175,7 @@ def explain(
     baseline: str,
     margin: float,
     updates: int,
+    learning_rate: float,
     tune: str,
     select: str,
     precision: str,
@@ -216,11 +224,17 @@ def explain(
 
         if several is None:
             _refuse_given(context, ("margin",), "goes with --several")
-        config = INRConfig(areas=areas, objective=objective, baseline=baseline, steps=updates)  # type: ignore[arg-type]
+        config = INRConfig(
+            areas=areas,
+            objective=objective,  # type: ignore[arg-type]
+            baseline=baseline,  # type: ignore[arg-type]
+            steps=updates,
+            learning_rate=learning_rate,
+        )
         masks = None if several is None else SeveralConfig(most=several, area=config.areas[0], margin=margin)
         job = INRJob(spec, weights or "pretrained", targets, config, masks)
         return explain_by_optimisation(find_images(list(paths)), job, out, formats, batch_size or 16, pixels, as_json)
-    _refuse_given(context, ("objective", "baseline", "margin", "updates"), "belongs to --method inr")
+    _refuse_given(context, ("objective", "baseline", "margin", "updates", "learning_rate"), "belongs to --method inr")
     if checkpoint is not None or steps is not None:
         _refuse_given(context, ("areas", "several"), "does not go with --finetune")
         _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")

@@ -147,9 +147,9 @@ def _explain(
             label = int(found.target[row])
             if job.several is not None and not shapes[row].any():
                 reason = (
-                    f"{image.name}: no mask of {job.several.area:.3g} of the image holds on to {job.several.least:.0%} "
-                    f"of the probability of '{explainee.class_names[label]}'; ask for a larger area with --areas, or "
-                    "for more --steps"
+                    f"{image.name}: no mask of {job.several.area:.3g} of the image holds on to "
+                    f"{job.several.least:.0%} of what the image adds to the probability of "
+                    f"'{explainee.class_names[label]}'; ask for a larger area with --areas, or for more --steps"
                 )
                 one.append(Failure(image.name, reason))
             kept: list[ImageExplanation] = []

@@ -78,11 +78,17 @@ class INRConfig:
 
 def grid_of(size: tuple[int, int], longest: int) -> tuple[int, int]:
     """(height, width) of a grid over an image of a size: so many positions along the longer side; with 0 half of its
-    pixels, at most 56.
+    pixels, at most 56, and on both sides as many as let every cell have the same even number of pixels, where there are
+    such: a mask then has the same means at every finer resolution to the last digits.
     """
     positions = longest or min(56, -(-max(size) // 2))
     height, width = (max(1, round(positions * side / max(size))) for side in size)
-    return height, width
+    return (height, width) if longest else (_even_cells(size[0], height), _even_cells(size[1], width))
+
+
+def _even_cells(side: int, most: int) -> int:
+    """The largest number of cells, down to two fifths of `most`, that gives each of them an even number of pixels."""
+    return next((cells for cells in range(most, 2 * most // 5, -1) if side % (2 * cells) == 0), most)
 
 
 def checked_areas(areas: tuple[float, ...]) -> tuple[float, ...]:

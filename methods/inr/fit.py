@@ -143,7 +143,9 @@ class _Run:
             smooth = torch.where(torch.isfinite(smooth), kept, value)
             better = smooth < best - _GAIN
             best = torch.where(better, smooth, best)
-            since = torch.where(better | (min(risen, narrowed) < 1), 0, since + 1)
+            since = torch.where(better, 0, since + 1)
+            if min(risen, narrowed) < 1:  # wide masks are easy: what they reach is nothing to compare with
+                smooth, best, since = (torch.full_like(smooth, math.inf),) * 2 + (torch.zeros_like(since),)
             going = (since < config.patience) if config.patience else torch.ones_like(since, dtype=torch.bool)
             on_step(step + 1, int(going.sum()) if step + 1 < config.steps else 0)
             if not bool(going.all()):

@@ -19,7 +19,7 @@ from .fit import fit_masks
 __all__ = ["SeveralConfig", "SeveralMasks", "several_masks"]
 
 _LEADS = 2  # times the area, of the mask that is found beside each and leads it to the evidence
-_KEPT = 0.5  # of a mask's value, from where a pixel belongs to it
+_ROOM = 0.01  # of probability that an image must have over what removes it, for a mask to hold a share of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class SeveralConfig:
     Attributes:
         most: masks of an image at most.
         area: of each.
-        least: share of the class's own probability that a mask must hold on to; a mask that does not is left out, and
-            the image has no more.
+        least: share that a mask must hold on to of what the whole image adds to the class's probability, over the image
+            of which nothing is kept; a mask that does not is left out, and the image has no more.
         tries: how often a mask is looked for, each time from other first weights, where none so far holds on to enough.
         margin: width of the border around each mask that later ones leave out too, as a fraction of the image's longer
             side: what lies next to a mask is most often the rest of the same object.
@@ -63,7 +63,7 @@ class SeveralMasks:
     """Masks without a common pixel.
 
     Attributes:
-        masks: (N, J, H, W) of zeros and ones, strongest evidence first; all zeros where an image has fewer.
+        masks: (N, J, H, W) of zeros and ones, in the order in which they were found; zeros where an image has fewer.
         found: how many each image has, int64 (N,).
         retention: probability of the class where only the mask is shown, over that of the whole image, (N, J).
         union: the same for all masks of an image together, (N,).
@@ -119,12 +119,16 @@ def several_masks(
         shown = perturb(pixels[which], mask, baseline[which])
         with guest(explainee.model):
             answers = explainee.model(explainee.normalise(shown)).softmax(1)
-        held: Tensor = answers.gather(1, chosen[which, None])[:, 0] / whole[which]
-        return held
+        probability: Tensor = answers.gather(1, chosen[which, None])[:, 0]
+        return probability
+
+    everything = torch.arange(count, device=device)
+    nothing = kept(everything, torch.zeros_like(free))
+    room = whole - nothing
 
     for place in range(several.most):
         mask = torch.zeros(len(left), 1, height, width, device=device)
-        held = torch.full((len(left),), -1.0, device=device)  # less than any mask holds
+        probability, held = torch.zeros(len(left), device=device), torch.full((len(left),), -torch.inf, device=device)
         for attempt in range(several.tries):
             again = (held < several.least).nonzero().flatten()
             if not len(again):
@@ -138,16 +142,25 @@ def several_masks(
                 free=free[which],
                 on_step=lambda step, _, place=place: on_step(place, step),  # type: ignore[misc]
             )
-            found = fitted.render(height, width, fitted.areas[:1])
-            mask[again] = (found > _KEPT).float() * free[which]
-            held[again] = kept(which, mask[again])
+            mask[again] = _brightest(fitted.render(height, width, fitted.areas[:1]) * free[which], several.area)
+            probability[again] = kept(which, mask[again])
+            share = (probability[again] - nothing[which]) / room[which].clamp_min(_ROOM)
+            held[again] = torch.where(room[which] >= _ROOM, share, -torch.inf)
         enough = held >= several.least
         left = left[enough]
         if not len(left):
             break
         masks[left, place] = mask[enough, 0]
-        retention[left, place] = held[enough]
+        retention[left, place] = probability[enough] / whole[left]
         free[left] = free[left] * (1 - F.max_pool2d(mask[enough], 2 * border + 1, 1, border))
     number = (masks.flatten(2).amax(2) > 0).sum(1)
-    union = kept(torch.arange(count, device=device), masks.amax(1, keepdim=True))
+    union = kept(everything, masks.amax(1, keepdim=True)) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
     return SeveralMasks(masks, number, retention, union, chosen, logits)
+
+
+def _brightest(masks: Tensor, area: float) -> Tensor:
+    """Ones at the brightest pixels of each mask (N, 1, H, W): so many that they are of the area, or all above zero."""
+    flat = masks.flatten(1)
+    order = flat.argsort(dim=1, descending=True, stable=True)[:, : max(1, round(area * flat.shape[1]))]
+    chosen = torch.zeros_like(flat).scatter(1, order, 1.0)
+    return (chosen * (flat > 0)).reshape(masks.shape)
