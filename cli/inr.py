@@ -77,6 +77,7 @@ def explain_by_optimisation(
     explainee = fast_for_input_gradients(explainee)
     asked = [class_index(target, explainee.class_names) for target in job.targets] or [-1]
     rounds = job.several.most if job.several else 1
+    fewer = 0
     with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
         bar = progress.add_task("optimising", total=len(files) * len(asked) * rounds * job.config.steps)
         work = loaded(files, explainee.image_spec, max_pixels)
@@ -91,10 +92,19 @@ def explain_by_optimisation(
             answers = explained(partial(_explain, explainee, job, asked, advance=advance), readable, "optimising")
             advance(1.0)
             for item in chunk:
-                for result in [item] if isinstance(item, Failure) else answers.pop(0):
+                results: Answers = [item] if isinstance(item, Failure) else answers.pop(0)
+                masks = [one for one in results if isinstance(one, ImageExplanation) and not one.parts]
+                fewer += 0 < len(masks) < rounds * len(asked)
+                for result in results:
                     outcome.take(result, progress.console)
     if not as_json:
         _print(outcome)
+        if job.several and fewer:
+            Console().print(
+                f"{fewer} of the images with fewer than {rounds} masks: a further one would hold on to less than "
+                f"{job.several.least:.0%} of what the image adds to the class's probability",
+                style="dim",
+            )
     return outcome.exit_code
 
 

@@ -90,6 +90,16 @@ def test_several_masks_have_no_pixel_in_common(saccade_command: Run, folder: Pat
     assert all(line["retention"] >= 0.1 for line in lines)
 
 
+def test_fewer_masks_than_were_asked_for_are_said(saccade_command: Run, folder: Path, tmp_path: Path) -> None:
+    code, said, _ = saccade_command(
+        "explain", folder / "0.png", "--method", "inr", "--model", "scenes:resnet", "--several", 8, "--areas", "0.1",
+        "--steps", 40, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    assert 1 <= said.count("mask ") - said.count("the mask ") < 8
+    assert "1 of the images with fewer than 8 masks" in " ".join(said.split())
+
+
 def test_an_image_without_a_mask_that_is_enough_is_told(saccade_command: Run, folder: Path) -> None:
     code, said, _ = saccade_command(
         "explain", folder / "0.png", "--method", "inr", "--model", "scenes:resnet", "--several", 1, "--areas", "0.002",
