@@ -14,7 +14,7 @@ from ..accel.compare import change_between, cosine, max_abs, spearman, top_iou
 from ..accel.engine import Engine, run_in_batches
 from ..accel.manifest import ParityReport
 from ..accel.verify import INPUT_DEPENDENCE_BAR, batch_bar, beside_another
-from ..contracts import Explanation, Floats, Uint8
+from ..contracts import Explanation, Floats, MaskQuery, Uint8
 from ..errors import ParityError, UsageError
 from ..methods.explainee import Explainee
 from ..methods.gradient.explainer import GradientExplainer
@@ -28,6 +28,7 @@ __all__ = [
     "error_of_float32",
     "explain_in_torch",
     "failures",
+    "functions_error",
     "measure_parity",
     "probability_error_of_float32",
     "require_parity",
@@ -64,6 +65,30 @@ def explain_in_torch(
             on_progress(start + len(image))
     probabilities, target, mask = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Explanation(probabilities=probabilities, target=target, mask=mask)
+
+
+def functions_error(engine: Engine, graph: ExplainerGraph, images: Uint8, target: NDArray[np.int64]) -> float:
+    """Largest difference of masks that are functions from PyTorch's, where they are asked for otherwise than a bundle
+    does by itself: other areas, an odd size, a part of the image, and masks without a common pixel.
+
+    Args:
+        engine: holds the exported graph.
+        graph: the original.
+        images: uint8 (N, H, W, 3) at the model's size.
+        target: the classes, (N,).
+    """
+    manifest = engine.bundle.manifest
+    elsewhere = MaskQuery(areas=(0.03, 0.17, 0.6), size=(37, 51), box=(0.1, 0.2, 0.7, 0.95))
+    queries = [elsewhere] + [replace(elsewhere, areas=(0.07,), parts=manifest.parts)] * (manifest.parts > 1)
+    worst = 0.0
+    for query in queries:
+        areas = torch.tensor(query.areas)
+        rows, columns = (torch.from_numpy(places) for places in query.places(manifest.mask_size))
+        with torch.no_grad():
+            answers = graph(torch.from_numpy(images), torch.from_numpy(target), areas, rows, columns)
+        expected = answers[3 if query.parts else 2].numpy()
+        worst = max(worst, float(np.abs(engine.run(images, target, query).mask - expected).max()))
+    return worst
 
 
 def measure_parity(

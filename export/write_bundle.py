@@ -36,6 +36,7 @@ from .parity import (
     FEW,
     error_of_float32,
     explain_in_torch,
+    functions_error,
     measure_parity,
     probability_error_of_float32,
     require_parity,
@@ -265,8 +266,9 @@ def _finish(
     original = explain_in_torch(original_graph, images, target, on_progress=asking("PyTorch"))
     manifest = _describe(about, original, any_size, _UNPROVEN, {})
     asking("ONNX Runtime")(0)
+    engine = OnnxEngine(Bundle(folder, manifest))
     report = measure_parity(
-        OnnxEngine(Bundle(folder, manifest)),
+        engine,
         images,
         original,
         target=target,
@@ -278,6 +280,9 @@ def _finish(
         few=about.few,
         on_progress=asking("ONNX Runtime"),
     )
+    if about.areas:
+        found = functions_error(engine, original_graph, images[:FEW], target[:FEW])
+        report = report.model_copy(update={"mask_max_abs": max(report.mask_max_abs, found)})
     require_parity(report)
     _write_golden(folder / GOLDEN_FILE, images, target, original)
     files = {

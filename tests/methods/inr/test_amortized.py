@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saccade.accel.engines import open_engine
 from saccade.contracts import MaskQuery, Uint8
-from saccade.errors import UsageError
+from saccade.errors import ParityError, UsageError
 from saccade.evaluate.scenes import SceneConfig, SceneSource
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
 from saccade.evaluate.weights_folder import WEIGHTS
@@ -229,6 +229,28 @@ def test_the_committed_network_passes_the_gate(tmp_path: Path) -> None:
     assert bundle.manifest.parity.batch_max_abs < 1e-4
     masks = open_engine(bundle).run(scenes.images, None, MaskQuery(areas=(0.05, 0.2))).mask
     np.testing.assert_allclose(masks.mean((2, 3)), np.broadcast_to([0.05, 0.2], (16, 2)), atol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", ["render", "render_parts"])
+def test_the_gate_asks_for_what_a_bundle_does_not_give_by_itself(
+    explainee: Explainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    explainer = built(explainee, class_conditional=True, parts=2)
+    record = CheckpointRecord.of(explainer, AmortizedConfig(class_conditional=True, parts=2), "noise", 0)
+    images = squares(5, 16)[0]
+    right = getattr(AmortizedExplainer, wrong)
+
+    def other_than_asked(
+        self: AmortizedExplainer, field: Field, areas: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        """In PyTorch another answer than in the graph, but where a bundle's own masks are asked for."""
+        found: Tensor = right(self, field, areas, rows, columns)
+        return found if torch.compiler.is_exporting() or len(rows) == images.shape[1] else found.flip(2)
+
+    monkeypatch.setattr(AmortizedExplainer, wrong, other_than_asked)
+    with pytest.raises(ParityError, match="mask"):
+        export_trained(explainer, record, images, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_graph_takes_any_areas_places_and_classes(exported: tuple[AmortizedExplainer, Path, Uint8]) -> None:
