@@ -89,8 +89,15 @@ class MaskQuery:
 
     def __post_init__(self) -> None:
         for area in self.areas:
-            if not 0 < area < 1:
+            if not 0 < np.float32(area) < 1:
                 raise UsageError(f"the area {area} is not inside (0, 1); 0.1 keeps a tenth of the image")
+        if self.parts < 0:
+            raise UsageError(f"{self.parts} masks cannot be asked for; 0 is one mask per area")
+        if self.areas and self.parts * self.areas[0] >= 1:
+            raise UsageError(
+                f"{self.parts} masks of {self.areas[0]:.0%} of the image each do not fit side by side; ask for fewer, or "
+                "for smaller ones"
+            )
         if self.size is not None and min(self.size) < 1:
             raise UsageError(f"the size {self.size} of the masks is not positive")
         left, top, right, bottom = self.box

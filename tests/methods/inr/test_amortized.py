@@ -283,6 +283,9 @@ def test_the_graph_takes_any_areas_places_and_classes(exported: tuple[AmortizedE
     [
         ({"areas": (0.1, 1.0)}, "not inside"),
         ({"size": (0, 3)}, "not positive"),
+        ({"areas": (0.99999999,)}, "not inside"),  # 1 in float32
+        ({"parts": -1}, "cannot be asked for"),
+        ({"areas": (0.6,), "parts": 2}, "do not fit side by side"),
         ({"box": (0.5, 0.0, 0.4, 1.0)}, "fractions of the image"),
     ],
 )
