@@ -95,8 +95,8 @@ class MaskQuery:
             raise UsageError(f"{self.parts} masks cannot be asked for; 0 is one mask per area")
         if self.areas and self.parts * self.areas[0] >= 1:
             raise UsageError(
-                f"{self.parts} masks of {self.areas[0]:.0%} of the image each do not fit side by side; ask for fewer, or "
-                "for smaller ones"
+                f"{self.parts} masks of {self.areas[0]:.0%} of the image each do not fit side by side; ask for fewer, "
+                "or for smaller ones"
             )
         if self.size is not None and min(self.size) < 1:
             raise UsageError(f"the size {self.size} of the masks is not positive")
