@@ -87,7 +87,8 @@ def explain_by_optimisation(
             start = done * max(1, batch_size // len(asked)) * len(asked) * rounds * job.config.steps
 
             def advance(share: float, start: int = start, whole: int = whole) -> None:
-                progress.update(bar, completed=start + share * whole)
+                reached = progress.tasks[bar].completed  # a mask that is looked for again does not turn the bar back
+                progress.update(bar, completed=max(reached, start + share * whole))
 
             answers = explained(partial(_explain, explainee, job, asked, advance=advance), readable, "optimising")
             advance(1.0)
