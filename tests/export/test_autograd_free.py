@@ -90,9 +90,17 @@ def halved(*layers: nn.Module) -> list[nn.Module]:
     return [nn.Conv2d(8, 8, 3, 2, 1), *layers]
 
 
+def wide(strided: nn.Module) -> list[nn.Module]:
+    return [nn.Conv2d(8, 16, 1), nn.SiLU(), strided, nn.ReLU()]
+
+
 MIDDLES: dict[str, Layers] = {
     "strided conv": lambda: [nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, 1), nn.ReLU()],
     "strided conv that leaves pixels over": lambda: [nn.Conv2d(8, 8, 2, 2, 0), nn.ReLU(), nn.Conv2d(8, 8, 2, 1, 1)],
+    "strided conv of many channels": lambda: wide(nn.Conv2d(16, 8, 3, 2, 1)),
+    "strided 1×1 conv of many channels": lambda: wide(nn.Conv2d(16, 8, 1, 2)),
+    "strided conv of many channels, more stride than kernel": lambda: wide(nn.Conv2d(16, 8, (2, 1), (3, 2), (2, 1))),
+    "strided conv of many channels, stem-like": lambda: wide(nn.Conv2d(16, 8, 7, (2, 3), 3)),
     "conv 5×3 dilated": lambda: halved(nn.Conv2d(8, 8, (5, 3), 1, (4, 2), (2, 2)), nn.ReLU()),
     "conv padded beyond its kernel": lambda: [nn.Conv2d(8, 8, 1, 2, 1), nn.ReLU()],
     "grouped conv": lambda: [nn.Conv2d(8, 8, 3, 2, 1, groups=4), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, groups=2)],
