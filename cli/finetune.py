@@ -41,12 +41,16 @@ _METRICS = ("insertion", "deletion", "insertion-deletion")
 
 @dataclass
 class _Gains:
-    """What runs cost and gained, over all images so far."""
+    """What runs cost and gained, over all images so far.
+
+    `rows` has those whose pretrained mask explains the same class; how many others there are is `incomparable`.
+    """
 
     seconds: float = 0.0
     forwards: int = 0
     backwards: int = 0
     steps: list[int] = field(default_factory=list)
+    incomparable: int = 0
     rows: list[tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]] = field(default_factory=list)
 
 
@@ -106,7 +110,7 @@ def explain_finetuned(
             for item in chunk:
                 for result in [item] if isinstance(item, Failure) else tuned.pop(0):
                     outcome.take(result, progress.console)
-    if gains.rows:
+    if gains.steps and not as_json:
         _print(gains, config, outcome.folder)
     return outcome.exit_code
 
@@ -133,8 +137,10 @@ def _explain(job: _Job, images: Sequence[LoadedImage], *, on_step: Callable[[int
     gains.seconds += seconds
     gains.forwards, gains.backwards = found.forwards, found.backwards
     gains.steps += found.step.tolist()
-    if job.measured:
-        gains.rows.append(_measured(explainer, pixels, found))
+    comparable = (found.target == found.logits.argmax(1)).cpu().numpy() | explainer.class_specific
+    gains.incomparable += int((~comparable).sum())
+    if job.measured and comparable.any():
+        gains.rows.append(_measured(explainer, pixels, found, comparable))
     milliseconds = seconds * 1e3 / len(target)
     return [
         [
@@ -152,6 +158,7 @@ def _pair(
     """The pretrained and the tuned explanation of one image and class."""
     names, label = explainer.explainee.class_names, int(found.target[index])
     tuned = {"step": float(found.step[index]), "loss": float(found.score[index])}
+    tuned |= {"forwards": float(found.forwards), "backwards": float(found.backwards)}
     kinds = {"pretrained": (found.start, {"loss": float(found.start_score[index])}), "finetuned": (found.mask, tuned)}
     return [
         ImageExplanation(
@@ -172,9 +179,9 @@ def _pair(
 
 
 def _measured(
-    explainer: LTXExplainer, pixels: Uint8, found: FineTuned
+    explainer: LTXExplainer, pixels: Uint8, found: FineTuned, part: NDArray[np.bool_]
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
-    """Rows of the metrics, before and after."""
+    """Rows of the metrics of a part of the images, before and after."""
 
     def predict(images: Uint8) -> NDArray[Any]:
         with torch.inference_mode():
@@ -185,7 +192,8 @@ def _measured(
         values = masks[:, 0].cpu().numpy()
         samples = [
             Sample(image, mask, int(label))
-            for image, mask, label in zip(pixels, values, found.target.tolist(), strict=True)
+            for image, mask, label, taken in zip(pixels, values, found.target.tolist(), part, strict=True)
+            if taken
         ]
         return measure(make_metrics(_METRICS, fill=mean_colour(explainer.explainee.image_spec.mean)), samples, predict)
 
@@ -199,8 +207,9 @@ def _advance(progress: Progress, bar: TaskID, before: int, count: int, step: int
 def _print(gains: _Gains, config: FinetuneConfig, folder: Path | None) -> None:
     console = Console()
     count = len(gains.steps)
+    compared = count - gains.incomparable
     table = Table(
-        title=f"{count} explanation{'s' * (count > 1)} tuned for {config.steps} steps",
+        title=f"{compared} explanation{'s' * (compared > 1)} tuned for {config.steps} steps",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -208,17 +217,24 @@ def _print(gains: _Gains, config: FinetuneConfig, folder: Path | None) -> None:
     table.add_column("")
     for heading in ("pretrained", "finetuned", "change", "95 %"):
         table.add_column(heading, justify="right")
-    for metric in make_metrics(_METRICS):
-        before, after = (np.concatenate([pair[side][metric.name] for pair in gains.rows]) for side in (0, 1))
-        change = difference(metric, after, before)
-        table.add_row(
-            f"{metric.name} {'↑' if metric.higher_is_better else '↓'}",
-            f"{estimate(metric, before).value:.4f}",
-            f"{estimate(metric, after).value:.4f}",
-            f"{change.value:+.4f}",
-            f"{change.low:+.4f} … {change.high:+.4f}" if count > 1 else "",
+    if compared:
+        for metric in make_metrics(_METRICS):
+            before, after = (np.concatenate([pair[side][metric.name] for pair in gains.rows]) for side in (0, 1))
+            change = difference(metric, after, before)
+            table.add_row(
+                f"{metric.name} {'↑' if metric.higher_is_better else '↓'}",
+                f"{estimate(metric, before).value:.4f}",
+                f"{estimate(metric, after).value:.4f}",
+                f"{change.value:+.4f}",
+                f"{change.low:+.4f} … {change.high:+.4f}" if compared > 1 else "",
+            )
+        console.print(table)
+    if gains.incomparable:
+        console.print(
+            f"{gains.incomparable} of {count} explain another class than the predicted one, of which the pretrained "
+            "explainer has no mask to compare with; train ltx --class-conditional makes one that has",
+            highlight=False,
         )
-    console.print(table)
     chosen = (
         f"chosen step: {np.median(gains.steps):.0f} in the median" if count > 1 else f"chosen step: {gains.steps[0]}"
     )

@@ -10,7 +10,7 @@ import torch
 
 from ..contracts import Floats, Uint8
 from ..errors import SaccadeError, UsageError
-from ..methods.checkpoint import read_history, read_record, save_samples
+from ..methods.checkpoint import load_networks, read_history, read_record, save_samples
 from ..methods.explainee import Explainee, load_explainee
 from ..methods.train import StepReport, masks_of, train_explainer
 from ..methods.trained import method_of
@@ -112,11 +112,16 @@ def _report(
     explainer: TrainedExplainer, images: TrainingData, config: TrainingConfig, out: Path, as_json: bool
 ) -> None:
     torch.manual_seed(config.seed)
-    result = compare(method_of(config).build(explainer.explainee, config), explainer, images.reported)
+    method = method_of(config)
+    before = method.build(explainer.explainee, config)
+    if config.start:
+        load_networks([Path(folder) for folder in config.start], method.name, before.network)
+    result = compare(before, explainer, images.reported, "before" if config.start else "untrained")
     record = read_record(out)
+    chosen = "; by these the best weights were chosen too" if config.patience and images.reports_validation else ""
     about = {
         "checkpoint": str(out),
-        "data": images.about_report,
+        "data": images.about_report + chosen,
         "steps": record.step,
         "best_step": record.best_step,
         "best_validation": record.best_score,
@@ -126,7 +131,7 @@ def _report(
     if as_json:
         click.echo(text)
         return
-    print_result(result, images.about_report)
+    print_result(result, images.about_report + chosen)
     click.echo(f"Checkpoint in {out}. Next:\n  saccade export --checkpoint {out} --out bundle")
 
 

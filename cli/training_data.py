@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +42,7 @@ class SceneStream:
         self._source = SceneSource("train", SceneConfig(size=size, seed=seed + 1))
         self._pairs = SceneSource("train", SceneConfig(size=size, seed=seed + 1, variant="pair")) if pairs else None
         self._batch_size = batch_size
+        self.digest = f"scenes {size} {batch_size} {seed} {pairs}"
 
     def __call__(self, step: int) -> Uint8:
         """Images of a step, uint8 (B, H, W, 3)."""
@@ -77,6 +80,7 @@ class FolderStream:
         self._files, self._spec, self._batch_size, self._seed = files, spec, batch_size, seed
         self._load = lru_cache(maxsize=_CACHED_IMAGES)(self._read)
         self._order_of = lru_cache(maxsize=2)(self._shuffled)
+        self.digest = _digest(files)
 
     def __call__(self, step: int) -> Uint8:
         """Images of a step, uint8 (B, H, W, 3)."""
@@ -113,6 +117,14 @@ class FolderStream:
         raise ImageError(f"none of the {len(self._files)} images to train on can be read")
 
 
+def _digest(files: Sequence[Path]) -> str:
+    """Of the files' names below the folder that holds them all, and of their sizes, in order; so a folder may move."""
+    names = [str(file.resolve()) for file in files]
+    top = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
+    lines = [f"{os.path.relpath(name, top)} {file.stat().st_size}\n" for name, file in zip(names, files, strict=True)]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What a training looks at.
@@ -130,6 +142,11 @@ class TrainingData:
     reported: EvaluationData
     about: str
     about_report: str
+
+    @property
+    def reports_validation(self) -> bool:
+        """The report's images are those that validate."""
+        return self.reported is self.held_out
 
     def shown(self, count: int) -> Uint8:
         """The first images that are held out, or reported, uint8 (N ≤ count, H, W, 3).

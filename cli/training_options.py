@@ -74,6 +74,14 @@ _COURSE: tuple[Callable[..., Any], ...] = (
         help="Peak learning rate. [default: 3e-3 shared, 5e-4 own]",
     ),
     click.option(
+        "--clip",
+        type=click.FloatRange(min=0, min_open=True),
+        default=1.0,
+        show_default=True,
+        metavar="C",
+        help="Largest norm of the gradient.",
+    ),
+    click.option(
         "--baseline",
         type=click.Choice(["mean", "black", "blur"]),
         default="mean",

@@ -43,12 +43,12 @@ def validation(data: EvaluationData, spec: ImageSpec) -> Validate:
     return score
 
 
-def compare(untrained: TrainedExplainer, trained: TrainedExplainer, data: EvaluationData) -> Evaluation:
-    """Both explainers by the metrics of ``saccade evaluate``, on the same images."""
+def compare(before: TrainedExplainer, trained: TrainedExplainer, data: EvaluationData, name: str) -> Evaluation:
+    """Both explainers by the metrics of ``saccade evaluate``, on the same images; `name` is the first one's."""
     names = ("pointing", *_METRICS) if data.has_evidence else _METRICS
     fill: Any = mean_colour(trained.explainee.image_spec.mean)
     return evaluate_contenders(
-        [_contender("untrained", untrained), _contender("trained", trained)],
+        [_contender(name, before), _contender("trained", trained)],
         make_metrics(names, fill=fill),
         data,
         partial(probabilities_of, trained),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..contracts import ImageSpec
 from ..errors import ModelError, require, suggest
+from .batch_norm import right_batch_norm_gradients
 from .sources import SOURCES, Built, LogitsOnly
 
 __all__ = ["Explainee", "guest", "load_explainee", "load_weights"]
@@ -131,11 +132,15 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 @contextmanager
 def guest(model: nn.Module) -> Iterator[nn.Module]:
-    """Use a model frozen and in eval mode, and leave `training` and `requires_grad` as they were found."""
+    """Use a model frozen and in eval mode, and leave `training` and `requires_grad` as they were found.
+
+    Meanwhile its gradients are right for a batch of one too, see `right_batch_norm_gradients`.
+    """
     modes = {name: module.training for name, module in model.named_modules()}
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
-        yield model.eval().requires_grad_(False)
+        with right_batch_norm_gradients(model):
+            yield model.eval().requires_grad_(False)
     finally:
         for name, module in model.named_modules():
             module.training = modes[name]

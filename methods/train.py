@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from .training.config import TrainingConfig
 from .training.explainer import TrainedExplainer
 from .training.processes import OneProcess, open_processes
 from .training.step import take_step
-from .training.stream import ImageStream, names_of, prefetched
+from .training.stream import ImageStream, digest_of, names_of, prefetched
 
 __all__ = ["StepReport", "Validate", "learning_rate", "masks_of", "probabilities_of", "to_float", "train_explainer"]
 
@@ -127,8 +128,8 @@ def train_explainer(
     Raises:
         ModelError: a loss or a gradient is not finite any more; the message names step, term and images. The weights
             are those before that step.
-        UsageError: `out` holds a training and `resume` is not set, or a training with another config; patience without
-            `validate`.
+        UsageError: `out` holds a training and `resume` is not set, or a training with another config, other images or
+            another number of processes; patience without `validate`.
     """
     if config.patience and validate is None:
         raise UsageError("patience counts validations, and there is nothing to validate with")
@@ -144,7 +145,8 @@ def train_explainer(
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay)
         average = WeightAverage(network, config.ema_decay)
         record = CheckpointRecord.of(explainer, config, data, 0)
-        course = _restore(out, record, network, average, optimizer, processes, resume)
+        made_of = {"images": digest_of(images), "processes": processes.count}
+        course = _restore(out, record, network, average, optimizer, processes, made_of, resume)
         if config.start and not course.step:
             load_networks([Path(folder) for folder in config.start], method.name, network)
         explainer.train()
@@ -171,7 +173,7 @@ def train_explainer(
             course.history.append(report.row())
             over = course.is_over(config)
             if processes.rank == 0 and (over or course.step % SAVE_EVERY == 0):
-                _save(out, record, network, average, optimizer, processes, course, config)
+                _save(out, record, network, average, optimizer, processes, made_of, course, config)
             if on_step is not None and processes.rank == 0:
                 with average.used_by(explainer):
                     on_step(report, explainer)
@@ -231,6 +233,7 @@ def _save(
     average: WeightAverage,
     optimizer: torch.optim.Optimizer,
     processes: OneProcess,
+    made_of: dict[str, Any],
     course: _Course,
     config: TrainingConfig,
 ) -> None:
@@ -240,6 +243,7 @@ def _save(
         "average": average.state(),
         "optimizer": optimizer.state_dict(),
         "processes": processes.state(),
+        "made_of": made_of,
     }
     record = replace(record, step=course.step, best_step=course.best_step, best_score=course.best_score)
     save_checkpoint(out, record, _result(average, course, config), state, course.history)
@@ -252,6 +256,7 @@ def _restore(
     average: WeightAverage,
     optimizer: torch.optim.Optimizer,
     processes: OneProcess,
+    made_of: dict[str, Any],
     resume: bool,
 ) -> _Course:
     if not has_checkpoint(out):
@@ -265,7 +270,7 @@ def _restore(
         raise UsageError(
             f"'{out}' was trained with other settings; resume with the same options, or choose another --out"
         )
-    if record.data != wanted.data:
+    if record.data != wanted.data and not made_of["images"]:
         raise UsageError(
             f"'{out}' was trained on other images, {record.data}; resume with them, or choose another --out"
         )
@@ -278,6 +283,15 @@ def _restore(
         average.restore(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         processes.restore(state["processes"])
+        before = state["made_of"]
+        others, count = before["images"] != made_of["images"], before["processes"]
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise damaged_state(out, error) from None
+    if others:
+        raise UsageError(
+            f"the images of {wanted.data} are not those that '{out}' was trained on until step {course.step}: some "
+            f"were added, removed or changed; bring them back, or begin another training with --start {out}"
+        )
+    if count != made_of["processes"]:
+        raise UsageError(f"'{out}' was trained in {count} process{'es' * (count > 1)}; resume with as many devices")
     return course

@@ -40,8 +40,8 @@ class FinetuneConfig:
             last blocks of an own backbone; or ``"mask"``, the mask's own logits.
         blocks: of a transformer's own backbone, how many of the last blocks belong to the head.
         learning_rate: None takes 3e-3 for a head, 0.1 for the logits of a mask.
-        select: what the best step is chosen by, never by a label: ``"loss"``, the weighted losses themselves,
-            ``"pos"``, the positive perturbation curve, or ``"insertion-deletion"``.
+        select: what the best step is chosen by, never by a label: ``"loss"``, the weighted losses of the mask as it is
+            given away, ``"pos"``, the positive perturbation curve, or ``"insertion-deletion"``.
         score_every: steps between two masks that may be chosen; the first and the last always are.
         take_turns: of the preservation and the complement term one each step, in turn, for half the cost.
         clip: largest norm of an image's gradient.
@@ -191,14 +191,11 @@ class _Run:
         start_score = score = step_of = torch.empty(0)
         for step in range(config.steps + 1):
             last = step == config.steps
-            scored = last or step % config.score_every == 0
-            by_loss = config.select == "loss"
             with torch.set_grad_enabled(not last):
                 selection = self._select()
-                terms = self._losses(selection, step, whole=scored and by_loss) if by_loss or not last else {}
-            if scored:
+            if last or step % config.score_every == 0:
                 mask = self._mask(selection.detach())
-                value = self._score(mask, terms)
+                value = self._score(mask, step)
                 if best is None:
                     best = mask
                     score = start_score = value
@@ -210,7 +207,7 @@ class _Run:
                     step_of = torch.where(better, step, step_of)
             if last:
                 break
-            self._update(optimizer, terms, step)
+            self._update(optimizer, self._losses(selection, step), step)
             on_step(step + 1)
         assert best is not None, "the first step is scored"
         return FineTuned(
@@ -228,17 +225,34 @@ class _Run:
         with AttentionTap():  # attention spelled out: the fused operator knows no vmap
             return torch.vmap(one)(self.parameters, self.features, self.target)
 
-    def _losses(self, selection: Tensor, step: int, whole: bool) -> dict[str, Tensor]:
+    def _losses(self, selection: Tensor, step: int) -> dict[str, Tensor]:
         """The weighted terms of this step, (N,) each; as in the pretraining, of the selection without evidence.
 
-        Where preservation and complement take turns, a step has one of them, twice as heavy; `whole` has both.
+        Where preservation and complement take turns, a step has one of them, twice as heavy.
         """
+        turns = self.config.take_turns and self.losses.preserve > 0 and self.losses.complement > 0
+        keep, remove = not turns or self.turn == 0, not turns or self.turn == 1
+        self.turn = 1 - self.turn
+        terms, views = self._terms(self.explainer.upsample(selection), step, keep, remove)
+        self.backwards += views
+        return {
+            name: value * (2 if turns and name in ("preserve", "complement") else 1) for name, value in terms.items()
+        }
+
+    def _score(self, mask: Tensor, step: int) -> Tensor:
+        """What is minimised to choose the step, (N,), of the mask as it is given away."""
+        if self.config.select == "loss":
+            with torch.no_grad():
+                return torch.stack(list(self._terms(mask, step)[0].values())).sum(0)
+        explainee = self.explainer.explainee
+        value, forwards = score_masks(explainee, self.pixels, mask, self.target, self.baseline, self.config.select)
+        self.forwards += forwards
+        return value
+
+    def _terms(self, mask: Tensor, step: int, keep: bool = True, remove: bool = True) -> tuple[dict[str, Tensor], int]:
+        """The weighted terms of masks (N, 1, H, W), (N,) each, and how many views of every image they took."""
         explainee, losses = self.explainer.explainee, self.losses
-        mask = self.explainer.upsample(selection)
-        turns = self.config.take_turns and losses.preserve > 0 and losses.complement > 0 and not whole
-        keep = losses.preserve > 0 and not (turns and self.turn == 1)
-        remove = losses.complement > 0 and not (turns and self.turn == 0)
-        self.turn = 1 - self.turn if turns else self.turn
+        keep, remove = keep and losses.preserve > 0, remove and losses.complement > 0
         views = ([perturb(self.pixels, mask, self.baseline)] if keep else []) + (
             [perturb(self.pixels, 1 - mask, self.baseline)] if remove else []
         )
@@ -246,7 +260,6 @@ class _Run:
         with torch.autocast(self.pixels.device.type, torch.bfloat16, enabled=half):
             logits = self.explainer.classifier(explainee.normalise(torch.cat(views))).float()
         self.forwards += len(views)
-        self.backwards += len(views) * (step < self.config.steps)
         kept = logits[: len(self.pixels)] if keep else None
         removed = logits[-len(self.pixels) :] if remove else None
         terms = {}
@@ -256,17 +269,8 @@ class _Run:
                     f"fine-tuning stopped at step {step}: the {name} loss of image {broken[0]} of the batch is not "
                     "finite; check the image, or lower the learning rate"
                 )
-            terms[name] = getattr(losses, name) * values * (2 if turns and name in ("preserve", "complement") else 1)
-        return terms
-
-    def _score(self, mask: Tensor, terms: dict[str, Tensor]) -> Tensor:
-        """What is minimised to choose the step, (N,)."""
-        if self.config.select == "loss":
-            return torch.stack([value.detach() for value in terms.values()]).sum(0)
-        explainee = self.explainer.explainee
-        value, forwards = score_masks(explainee, self.pixels, mask, self.target, self.baseline, self.config.select)
-        self.forwards += forwards
-        return value
+            terms[name] = getattr(losses, name) * values
+        return terms, len(views)
 
     def _update(self, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], step: int) -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -77,8 +77,7 @@ class LTXExplainer(TrainedExplainer):
     ) -> None:
         knows_classes = isinstance(network, MaskDecoder) and network.of_class is not None
         super().__init__(explainee, network, class_specific=knows_classes)
-        largest = 1 if head is None else 1 + LIFT  # the largest value before up-sampling
-        self.upsample = BilinearUpsample(grid, explainee.image_spec.size, 1 / largest)
+        self.upsample = BilinearUpsample(grid, explainee.image_spec.size)
         self.blur = BinomialBlur(grid) if weighed and head is None else None
         self.spatial = spatial
         self.register_buffer("head", None if head is None else head.detach().clone(), persistent=False)
@@ -108,7 +107,7 @@ class LTXExplainer(TrainedExplainer):
             maps = found.maps[0]
             activation = (F.embedding(found.target, self.head) @ maps.flatten(2)).clamp_min(1e-6)
             evidence = activation.reshape(*found.target.shape, int(maps.shape[2]), int(maps.shape[3]))
-            evidence = evidence / evidence.amax((2, 3), keepdim=True)
+            evidence = evidence / ((1 + LIFT) * evidence.amax((2, 3), keepdim=True))  # so that the largest mask is 1
             selection = (selection + LIFT) * enlarge_to(evidence, selection.shape[-2:])
         elif self.blur is not None:
             selection = selection * (1 - AROUND + AROUND * self.blur(selection))

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from ...contracts import Uint8
 
-__all__ = ["ImageStream", "NamedStream", "names_of", "prefetched"]
+__all__ = ["ImageStream", "NamedStream", "digest_of", "names_of", "prefetched"]
 
 ImageStream = Callable[[int], Uint8]
 """From a step to that step's images, uint8 (B, H, W, 3) at the model's size. A pure function of the step, so that an
@@ -19,7 +19,13 @@ _AHEAD = 3  # steps whose images are made before they are needed
 
 @runtime_checkable
 class NamedStream(Protocol):
-    """A stream that also knows its images' names, and makes a part of a step's images without the others."""
+    """A stream that also knows its images' names, and makes a part of a step's images without the others.
+
+    Attributes:
+        digest: the same for the same images in the same order; a training resumes with no others.
+    """
+
+    digest: str
 
     def __call__(self, step: int) -> Uint8:
         """The images of a step, uint8 (B, H, W, 3)."""
@@ -34,6 +40,11 @@ class NamedStream(Protocol):
 def names_of(images: ImageStream, step: int, count: int) -> Sequence[str]:
     """Names of the images of a step; their places in the batch where the stream knows none."""
     return images.names(step) if isinstance(images, NamedStream) else [f"image {place}" for place in range(count)]
+
+
+def digest_of(images: ImageStream) -> str:
+    """The stream's digest, empty where it has none."""
+    return images.digest if isinstance(images, NamedStream) else ""
 
 
 def prefetched(images: ImageStream, first: int, steps: int, part: slice) -> Iterator[tuple[int, Uint8]]:

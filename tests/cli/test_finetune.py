@@ -61,6 +61,7 @@ def test_json_is_all_that_stdout_has(saccade_command: Run, photos: Path) -> None
     assert all(("milliseconds" in line) == line["variant"].endswith("finetuned") for line in lines)
     for before, after in (lines[:2], lines[2:]):
         assert after["loss"] <= before["loss"]
+        assert (after["forwards"], after["backwards"]) == (1 + 2 + 2 * 2, 2)
 
 
 def test_the_pretrained_mask_says_which_class_it_explains(saccade_command: Run, photos: Path) -> None:
@@ -71,6 +72,17 @@ def test_the_pretrained_mask_says_which_class_it_explains(saccade_command: Run, 
     before, after = (json.loads(line) for line in text.splitlines())
     assert (before["explains"], after["explains"]) == (before["predicted"], "three")
     assert before["predicted"] != "three"
+
+
+def test_a_class_without_a_pretrained_mask_is_not_compared(saccade_command: Run, photos: Path) -> None:
+    code, text, _ = saccade_command(
+        "explain", photos, "--checkpoint", SHARED, "--finetune", 2, "--target", "three", "--target", "five"
+    )
+    assert code == 1  # the picture that is none
+    words = " ".join(text.split())
+    others = int(words.split(" of 6 explain another class")[0].split()[-1])
+    assert 3 <= others <= 6  # of two classes at most one is the predicted one
+    assert ("insertion-deletion" in words) == (others < 6)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,36 @@ def test_a_finished_training_resumes_to_the_same_report(
     assert json.loads(printed) == json.loads(trained[1]) | {"checkpoint": str(out)}
 
 
+def test_a_training_resumes_with_the_images_it_began_with_wherever_they_lie(
+    saccade_command: Run, photos: Path, tmp_path: Path
+) -> None:
+    here, moved, out = tmp_path / "photos", tmp_path / "elsewhere", tmp_path / "run"
+    shutil.copytree(photos, here)
+    command = (*MODEL, "--out", out, "--steps", 2, "--batch-size", 6, "--validate-every", 0)
+    assert saccade_command(*command, "--data", here)[0] == 0
+    here.rename(moved)
+    assert saccade_command(*command, "--data", moved, "--resume")[0] == 0
+    Image.new("RGB", (32, 32)).save(moved / "41.png")
+    code, _, err = saccade_command(*command, "--data", moved, "--resume")
+    assert code == 1
+    assert "some were added, removed or changed" in " ".join(err.split())
+
+
+def test_a_training_that_starts_from_another_is_compared_with_it(
+    saccade_command: Run, photos: Path, trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    command = (*MODEL, "--data", photos, "--out", tmp_path / "run", "--steps", 1, "--patience", 1, "--json")
+    code, printed, _ = saccade_command(*command, "--start", trained[0])
+    assert code == 0
+    report = json.loads(printed)
+    before, after = report["explainers"]
+    assert (before["name"], after["name"]) == ("before", "trained")
+    assert before["metrics"] == next(
+        explainer["metrics"] for explainer in json.loads(trained[1])["explainers"] if explainer["name"] == "trained"
+    )
+    assert report["data"].endswith("; by these the best weights were chosen too")
+
+
 def test_people_get_a_table_and_the_next_command(saccade_command: Run, photos: Path, tmp_path: Path) -> None:
     code, printed, _ = saccade_command(*MODEL, "--data", photos, "--out", tmp_path / "run", "--steps", 2)
     assert code == 0

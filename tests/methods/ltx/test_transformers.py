@@ -23,7 +23,7 @@ from saccade.errors import ModelError, UsageError
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
 from saccade.export.write_bundle import export_trained
 from saccade.methods.checkpoint import CheckpointRecord
-from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.explainee import Explainee, fingerprint, load_explainee
 from saccade.methods.ltx.backbone import OwnBackbone
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.decoder import ClassReadout
@@ -172,6 +172,28 @@ def test_a_backbone_of_another_architecture_sees_the_image_as_it_was_trained_to(
         expected = torch.sigmoid(network.read(other[0](source.normalise(smaller))))
     assert network.grid == (16, 16)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_an_explainer_of_another_architecture_becomes_a_bundle(vit: Explainee, tmp_path: Path) -> None:
+    config = LTXConfig(form="own", backbone="timm:resnet18")
+    torch.manual_seed(4)
+    explainer = build_ltx(vit, config, pretrained=False)
+    pictures = np.random.default_rng(2).integers(0, 256, (16, 96, 96, 3), dtype=np.uint8)
+    pictures[::2] //= 4
+    record = CheckpointRecord.of(explainer, config, "noise", 0)
+    bundle = export_trained(explainer, record, pictures, tmp_path / "bundle")
+    answer = OnnxEngine(bundle).run(pictures[:3])
+    network: Any = explainer.network
+    source = load_explainee("timm:resnet18", "random")
+    with torch.no_grad():
+        pixels = torch.from_numpy(pictures[:3]).permute(0, 3, 1, 2).float() / 255
+        expected = vit.model(vit.normalise(pixels)).softmax(1)
+        larger = F.interpolate(pixels, size=source.image_spec.size, mode="bilinear", align_corners=False)
+        selection = network.read(network.backbone.forward_features(source.normalise(larger))).sigmoid()
+        mask = F.interpolate(weighed(selection), size=(96, 96), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(answer.probabilities, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(answer.mask, mask.numpy(), atol=1e-4)
+    assert np.ptp(answer.mask) > 1e-3
 
 
 def test_settings_that_exclude_one_another_are_refused() -> None:

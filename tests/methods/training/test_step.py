@@ -27,6 +27,8 @@ class Named:
     def part(self, step: int, part: slice) -> Uint8:
         return few(step)[part]
 
+    digest = ""
+
     def names(self, step: int) -> list[str]:
         return [f"photo-{step}-{place}.png" for place in range(8)]
 

@@ -22,6 +22,7 @@ from saccade.methods.checkpoint import load_training_state, read_record, save_sa
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import LTXExplainer
 from saccade.methods.train import train_explainer
+from saccade.methods.training.processes import OneProcess
 
 FILES = {"checkpoint.json", "explainer.safetensors", "history.jsonl", "training_state.pt"}
 
@@ -204,7 +205,7 @@ def test_a_damaged_training_state_is_one_sentence(tmp_path: Path, content: bytes
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["course", "network", "optimizer", "processes"])
+@pytest.mark.parametrize("key", ["course", "network", "optimizer", "processes", "made_of"])
 def test_a_training_state_that_lacks_something_is_damaged(tmp_path: Path, key: str) -> None:
     train(tmp_path)
     state = load_training_state(tmp_path)
@@ -228,3 +229,13 @@ def test_resuming_on_other_images_is_refused(tmp_path: Path) -> None:
     train(tmp_path)
     with pytest.raises(UsageError, match="was trained on other images, squares;"):
         train_explainer(random_squares(), few, short(), tmp_path, data="circles", resume=True)
+
+
+def test_resuming_in_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    class Two(OneProcess):
+        count = 2
+
+    train(tmp_path)
+    processes = Two("cpu")
+    with pytest.raises(UsageError, match="was trained in 1 process; resume with as many devices"):
+        train_explainer(random_squares(), few, short(), tmp_path, data="squares", resume=True, processes=processes)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from squares import (
     NAMES,
@@ -122,12 +123,15 @@ def test_bf16_training_gives_finite_masks_and_keeps_float_weights(explainee: Exp
 
 
 @pytest.mark.parametrize("baseline", ["black", "mean", "blur"])
-@pytest.mark.parametrize("complement", [0.0, 0.5])
+@pytest.mark.parametrize(("complement", "evidence"), [(0.0, False), (0.5, False), (0.5, True)])
 def test_the_first_step_reports_the_losses_of_its_masks(
-    explainee: Explainee, tmp_path: Path, baseline: str, complement: float
+    explainee: Explainee, tmp_path: Path, baseline: str, complement: float, evidence: bool
 ) -> None:
-    """The same numbers, from the formulas in float64 and one model call per view."""
-    config = short(steps=1, baseline=baseline, complement=complement, area=0.3, area_form="softplus", **PLAIN)
+    """The same numbers, from the formulas in float64 and one model call per view. What is trained is the selection:
+    with evidence it is the same as without.
+    """
+    settings = PLAIN | {"evidence": evidence}
+    config = short(steps=1, baseline=baseline, complement=complement, area=0.3, area_form="softplus", **settings)
     torch.manual_seed(config.seed)
     explainer = build_ltx(explainee, config)
     explainer.network.train()
@@ -139,7 +143,8 @@ def test_the_first_step_reports_the_losses_of_its_masks(
         return model((images - 0.4) / 0.2).softmax(1)
 
     with torch.no_grad():
-        mask = explainer(((pixels - 0.4) / 0.2).float())[1].double()
+        selection = explainer.predict(((pixels - 0.4) / 0.2).float()).selection.double()
+        mask = F.interpolate(selection, size=pixels.shape[2:], mode="bilinear", align_corners=False)
         target = probabilities(pixels).argmax(1, keepdim=True)
         if baseline == "blur":
             from scipy.ndimage import gaussian_filter
@@ -341,6 +346,7 @@ def test_the_steps_are_taken_at_the_scheduled_rate(
 
 MODULE = """
 import torch
+import torch.nn.functional as F
 from torch import nn
 from saccade.contracts import ImageSpec
 
