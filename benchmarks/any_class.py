@@ -106,6 +106,9 @@ def main() -> None:
                 )
     Console().print(table)
     if not arguments.dry:
+        measured = {(row["explainee"], row["explainer"]) for row in rows}
+        before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+        rows += [row for row in before if (row["explainee"], row["explainer"]) not in measured]
         RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 

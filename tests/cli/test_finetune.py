@@ -41,7 +41,7 @@ def test_both_masks_are_written_and_what_cannot_be_read_is_told(
     names = {path.name for path in out.iterdir()}
     assert names == {f"{i}.{kind}.npz" for i in range(3) for kind in ("pretrained", "finetuned")} | {"results.jsonl"}
     masks = {name: np.load(out / name)["mask"] for name in names if name.endswith("npz")}
-    assert np.abs(masks["0.pretrained.npz"] - masks["0.finetuned.npz"]).max() > 1e-4
+    assert any(np.abs(masks[f"{i}.pretrained.npz"] - masks[f"{i}.finetuned.npz"]).max() > 1e-4 for i in range(3))
     assert "insertion-deletion" in text
     assert "forwards" in text
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]

@@ -208,7 +208,8 @@ def test_it_starts_from_the_pretrained_mask_and_never_chooses_a_worse_one(
     torch.testing.assert_close(found.start, expected, rtol=0, atol=1e-6)
     assert (found.score <= found.start_score).all()
     assert (found.step[found.score < found.start_score] > 0).all()
-    awful = finetune(explainer, pixels, LOSSES, FinetuneConfig(steps=2, score_every=1, learning_rate=1e4))
+    leap = FinetuneConfig(steps=2, score_every=1, learning_rate=1e4, select="pos")
+    awful = finetune(explainer, pixels, LTXConfig(evidence=False, area=1.0), leap)
     worse = awful.step == 0
     assert worse.any()
     assert torch.equal(awful.mask[worse], awful.start[worse])
