@@ -33,7 +33,11 @@ def right_batch_norm_gradients(model: nn.Module) -> Iterator[None]:
 def _watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     if output.requires_grad and output.ndim == 4 and len(output) == 1:
         given = _is_clear(inputs[0])
-        output.register_hook(lambda gradient: gradient if given and _is_clear(gradient) else _clear(gradient))
+
+        def clear(gradient: Tensor) -> Tensor:
+            return gradient if given and _is_clear(gradient) else _clear(gradient)
+
+        output.register_hook(clear)  # type: ignore[no-untyped-call]
 
 
 def _is_clear(maps: Tensor) -> bool:
