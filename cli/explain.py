@@ -100,7 +100,7 @@ __all__ = ["explain"]
 )
 @click.option(
     "--baseline",
-    type=click.Choice(["blur", "mean", "black"]),
+    type=click.Choice(["blur", "pyramid", "mean", "black"]),
     default="blur",
     show_default=True,
     help="With --method inr: what takes the place of a removed pixel.",

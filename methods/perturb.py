@@ -1,7 +1,8 @@
 """Perturbation of images by masks, and the baselines that replace what a mask does not keep.
 
 Images here are float (N, 3, H, W) with values in [0, 1], before normalisation; masks are (N, 1, H, W), 1 keeps the
-pixel.
+pixel. A baseline is an image, or a pyramid (N, L, 3, H, W): images from the least to the most blurred one, through
+which a pixel goes as its mask falls (Fong et al. 2019), so that half a mask is a sharper image than half of a blur.
 """
 
 from __future__ import annotations
@@ -15,20 +16,30 @@ from torch import Tensor
 
 from ..errors import UsageError
 
-__all__ = ["BASELINES", "Baseline", "make_baseline", "perturb"]
+__all__ = ["BASELINES", "REPLACEMENTS", "Baseline", "Replacement", "make_baseline", "one_each", "perturb"]
 
 Baseline = Literal["black", "mean", "blur"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+Replacement = Literal["black", "mean", "blur", "pyramid"]
+REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
+_LEVELS = 8  # of a pyramid, the image itself among them
 
 
 def perturb(images: Tensor, mask: Tensor, baseline: Tensor) -> Tensor:
-    """``mask · images + (1 − mask) · baseline``; pass ``1 − mask`` to remove what the mask keeps."""
+    """``mask · images + (1 − mask) · baseline``; pass ``1 − mask`` to remove what the mask keeps.
+
+    With a pyramid, linear between the two levels next to (1 − mask) · (L − 1).
+    """
+    if baseline.ndim == 5:
+        levels = torch.arange(baseline.shape[1], dtype=mask.dtype, device=mask.device)[:, None, None, None]
+        away = ((1 - mask) * (len(levels) - 1))[:, None] - levels
+        return ((1 - away.abs()).clamp_min(0) * baseline).sum(1)
     return mask * images + (1 - mask) * baseline  # in this form exact at 0 and 1
 
 
-def make_baseline(images: Tensor, kind: Baseline, mean: Sequence[float]) -> Tensor:
-    """What replaces a removed pixel: black (as published for LTX), the mean colour of the training data, or the
-    blurred image.
+def make_baseline(images: Tensor, kind: Replacement, mean: Sequence[float]) -> Tensor:
+    """What replaces a removed pixel: black (as published for LTX), the mean colour of the training data, the blurred
+    image, or a pyramid of eight images from the image itself to that one, of standard deviations in equal steps.
 
     Args:
         images: (N, 3, H, W) in [0, 1].
@@ -36,7 +47,7 @@ def make_baseline(images: Tensor, kind: Baseline, mean: Sequence[float]) -> Tens
         mean: mean colour per channel, for ``kind="mean"``.
 
     Returns:
-        (N, 3, H, W) or a shape that broadcasts to it.
+        (N, 3, H, W) or a shape that broadcasts to it; of a pyramid (N, L, 3, H, W).
     """
     if kind == "black":
         return images.new_zeros(1, 3, 1, 1)
@@ -44,7 +55,15 @@ def make_baseline(images: Tensor, kind: Baseline, mean: Sequence[float]) -> Tens
         return images.new_tensor(tuple(mean)).view(1, 3, 1, 1)
     if kind == "blur":
         return _gaussian_blur(images, sigma=images.shape[-1] / 16)
-    raise UsageError(f"unknown baseline '{kind}'; there are: {', '.join(BASELINES)}")
+    if kind == "pyramid":
+        widths = [images.shape[-1] / 16 * level / (_LEVELS - 1) for level in range(1, _LEVELS)]
+        return torch.stack([images, *(_gaussian_blur(images, sigma) for sigma in widths)], 1)
+    raise UsageError(f"unknown baseline '{kind}'; there are: {', '.join(REPLACEMENTS)}")
+
+
+def one_each(baseline: Tensor, count: int) -> Tensor:
+    """A baseline with an entry for each of so many images, so that it can be indexed by the image."""
+    return baseline.expand(count, *baseline.shape[1:])
 
 
 def _gaussian_blur(images: Tensor, sigma: float) -> Tensor:

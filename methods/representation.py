@@ -13,10 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts import ImageSpec
-from ..errors import ModelError, suggest
+from ..errors import ModelError, UsageError, suggest
 from .features import capture, noise_images
 
-__all__ = ["class_gradient", "class_logits", "class_weights", "linear_head", "logits_of", "replaced", "run_from"]
+__all__ = [
+    "class_gradient",
+    "class_logits",
+    "class_weights",
+    "classes_to_explain",
+    "linear_head",
+    "logits_of",
+    "replaced",
+    "run_from",
+]
 
 
 @contextmanager
@@ -80,6 +89,30 @@ def logits_of(logits: Tensor, target: Tensor) -> Tensor:
     """
     classes = torch.arange(logits.shape[1], device=logits.device)
     return (logits * (classes[None] == target[:, None]).to(logits.dtype)).sum(1)
+
+
+def classes_to_explain(logits: Tensor, target: Tensor | None) -> Tensor:
+    """The class to explain of each image, int64 (N,): the one asked for, or where that is negative the predicted one.
+
+    Args:
+        logits: (N, K).
+        target: int64 (N,); None for the predicted ones.
+
+    Raises:
+        UsageError: the model has no such class, or there is not one for each image.
+    """
+    predicted = logits.argmax(1)
+    if target is None:
+        return predicted
+    if target.shape != predicted.shape:
+        raise UsageError(f"{len(predicted)} images have one target each, not targets of shape {tuple(target.shape)}")
+    if bool((target >= logits.shape[1]).any()):
+        raise UsageError(
+            f"there is no class {int(target.max())}: the model has {logits.shape[1]}, counted from 0; "
+            "a negative one asks for the predicted class"
+        )
+    asked = target.to(predicted.device)
+    return torch.where(asked < 0, predicted, asked)
 
 
 def class_gradient(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ...errors import UsageError, suggest
-from ..perturb import BASELINES, Baseline
+from ..perturb import REPLACEMENTS, Replacement
 
 __all__ = ["OBJECTIVES", "INRConfig", "Objective", "checked_areas", "grid_of"]
 
@@ -40,7 +40,7 @@ class INRConfig:
 
     areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
     objective: Objective = "preserve"
-    baseline: Baseline = "blur"
+    baseline: Replacement = "blur"
     steps: int = 300
     learning_rate: float = 3e-3
     warmup: float = 0.1
@@ -57,8 +57,8 @@ class INRConfig:
         checked_areas(self.areas)
         if self.objective not in OBJECTIVES:
             raise UsageError(f"unknown objective '{self.objective}'; {suggest(self.objective, OBJECTIVES)}")
-        if self.baseline not in BASELINES:
-            raise UsageError(f"unknown baseline '{self.baseline}'; {suggest(self.baseline, BASELINES)}")
+        if self.baseline not in REPLACEMENTS:
+            raise UsageError(f"unknown baseline '{self.baseline}'; {suggest(self.baseline, REPLACEMENTS)}")
         if min(self.steps, self.width, self.layers, self.features) < 1 or min(self.grid, self.patience) < 0:
             raise UsageError("steps, width, layers and features are at least 1; grid and patience are not negative")
         if not 0 <= self.warmup < 1:

@@ -17,7 +17,8 @@ from torch import Tensor
 from ...errors import UsageError
 from ..explainee import Explainee, guest
 from ..features import device_of
-from ..perturb import Baseline, make_baseline, perturb
+from ..perturb import Replacement, make_baseline, one_each, perturb
+from ..representation import classes_to_explain
 from .config import checked_areas
 from .objective import area_loss, sorted_reference
 
@@ -43,7 +44,7 @@ class ExtremalConfig:
     """
 
     areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
-    baseline: Baseline = "blur"
+    baseline: Replacement = "blur"
     steps: int = 800
     learning_rate: float = 0.01
 
@@ -110,7 +111,7 @@ def extremal_masks(
     pixels = pixels.to(device)
     size = (int(pixels.shape[2]), int(pixels.shape[3]))
     enlarge = SmoothMaximum(size, device)
-    baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean).expand_as(pixels)
+    baseline = one_each(make_baseline(pixels, config.baseline, explainee.image_spec.mean), len(pixels))
     areas = torch.tensor(config.areas, device=device)
     reference = sorted_reference(areas, size[0] * size[1])
     count = len(pixels)
@@ -118,13 +119,12 @@ def extremal_masks(
     speed = torch.zeros_like(lattice)
     with guest(explainee.model):
         with torch.no_grad():
-            predicted = explainee.model(explainee.normalise(pixels)).argmax(1)
-        chosen = predicted if target is None else torch.where(target.to(device) < 0, predicted, target.to(device))
+            chosen = classes_to_explain(explainee.model(explainee.normalise(pixels)), target)
         weight = _AREA_WEIGHT
         for step in range(config.steps):
             for index in range(count):  # image by image: what the maximum looks at fills the memory
                 masks = enlarge(lattice[index])
-                shown = perturb(pixels[index], masks[:, None], baseline[index])
+                shown = perturb(pixels[index], masks[:, None], baseline[index][None])
                 if step % 2:
                     shown = shown.flip(3)
                 score = explainee.model(explainee.normalise(shown))[:, int(chosen[index])]

@@ -13,7 +13,8 @@ from torch import Tensor
 from ...errors import ModelError
 from ..explainee import Explainee, guest
 from ..features import device_of
-from ..perturb import make_baseline, perturb
+from ..perturb import make_baseline, one_each, perturb
+from ..representation import classes_to_explain
 from ..upsample import BilinearUpsample, sample_maps
 from .area import masks_of_area
 from .config import INRConfig
@@ -94,6 +95,7 @@ def fit_masks(
 
     Raises:
         ModelError: the optimisation of an image diverges.
+        UsageError: the model has no such class.
     """
     with guest(explainee.model):
         return _Run(explainee, pixels, config, target, free).go(on_step)
@@ -108,7 +110,8 @@ class _Run:
         self.explainee, self.config = explainee, config
         device = device_of(explainee.model)
         self.pixels = pixels.to(device)
-        self.baseline = make_baseline(self.pixels, config.baseline, explainee.image_spec.mean).expand_as(self.pixels)
+        baseline = make_baseline(self.pixels, config.baseline, explainee.image_spec.mean)
+        self.baseline = one_each(baseline, len(pixels))
         self.size = (int(pixels.shape[2]), int(pixels.shape[3]))
         self.grid = config.grid_of(self.size)
         self.points = grid_of_points(*self.grid, device=device)
@@ -117,8 +120,7 @@ class _Run:
         self.free = None if free is None else F.adaptive_avg_pool2d(free.to(device), self.grid).flatten(2)
         with torch.no_grad():
             self.logits = explainee.model(explainee.normalise(self.pixels))
-        predicted = self.logits.argmax(1)
-        self.target = predicted if target is None else torch.where(target.to(device) < 0, predicted, target.to(device))
+        self.target = classes_to_explain(self.logits, target)
         self.networks = CoordinateNetworks(len(pixels), config).to(device)
         self.done = CoordinateNetworks(len(pixels), config).to(device)
         self.left = torch.arange(len(pixels), device=device)  # which images the networks belong to
@@ -172,15 +174,21 @@ class _Run:
         total = (masks * leaf.grad).sum() + weight * area.mean(1).sum()
         total.backward()  # type: ignore[no-untyped-call]
         value = evidence.mean(1) + self.config.area_weight * area.detach().mean(1)
-        broken = (~torch.isfinite(value)).nonzero().flatten()
-        if len(broken):
-            which = f" of image {int(self.left[broken[0]])} of the batch" if len(self.pixels) > 1 else ""
-            raise ModelError(
-                f"the mask{which} diverges at step {step + 1}; lower the learning rate, or check the image and the "
-                "model's weights"
-            )
+        self._require_finite(value, torch.full_like(self.left, step + 1), self.left)
         optimizer.step()
         return value
+
+    def _require_finite(self, values: Tensor, steps: Tensor, images: Tensor | None = None) -> None:
+        """Refuse numbers (N,) that are not finite, of images of the batch after so many steps."""
+        broken = (~torch.isfinite(values)).nonzero().flatten()
+        if len(broken):
+            first = int(broken[0])
+            index = first if images is None else int(images[first])
+            which = f" of image {index} of the batch" if len(self.pixels) > 1 else ""
+            raise ModelError(
+                f"the mask{which} diverges at step {int(steps[first])}; lower the learning rate, or check the image "
+                "and the model's weights"
+            )
 
     def _evidence(self, leaf: Tensor) -> Tensor:
         """The evidence loss (N, A), its gradient left in `leaf`; part by part, since nothing else takes gradients."""
@@ -241,6 +249,7 @@ class _Run:
             shown = perturb(self.pixels, mask, self.baseline)
             logits = self.explainee.model(self.explainee.normalise(shown))
             kept.append(logits.softmax(1).gather(1, self.target[:, None])[:, 0])
+            self._require_finite(kept[-1], self.steps)
         views = 2 if self.config.objective == "dual" else 1
         forwards = 1 + len(self.areas) * (views * self.steps + 1)
         return torch.stack(kept, 1), self.steps, forwards

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...errors import UsageError
 from ..explainee import Explainee, guest
 from ..features import device_of
-from ..perturb import make_baseline, perturb
+from ..perturb import make_baseline, one_each, perturb
+from ..representation import classes_to_explain
 from .config import INRConfig
 from .fit import fit_masks
 
@@ -105,13 +106,12 @@ def several_masks(
     masks = torch.zeros(count, several.most, height, width, device=device)
     retention = torch.zeros(count, several.most, device=device)
     free = torch.ones(count, 1, height, width, device=device)
-    baseline = make_baseline(pixels, config.baseline, explainee.image_spec.mean).expand_as(pixels)
+    baseline = one_each(make_baseline(pixels, config.baseline, explainee.image_spec.mean), len(pixels))
     border = round(several.margin * max(height, width))
     left = torch.arange(count, device=device)
     with guest(explainee.model), torch.no_grad():
         logits = explainee.model(explainee.normalise(pixels))
-    predicted = logits.argmax(1)
-    chosen = predicted if target is None else torch.where(target.to(device) < 0, predicted, target.to(device))
+    chosen = classes_to_explain(logits, target)
     whole = logits.softmax(1).gather(1, chosen[:, None])[:, 0]
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from ...errors import ModelError, UsageError
 from ..attention import AttentionTap
 from ..explainee import guest
 from ..perturb import make_baseline, perturb
+from ..representation import classes_to_explain
 from .config import LTXConfig
 from .heads import MaskLogits, head_of
 from .losses import total_loss
@@ -162,8 +163,7 @@ class _Run:
         with torch.no_grad():
             asked = None if target is None else target[:, None]
             self.found = explainer.predict(explainer.explainee.normalise(pixels), asked)
-            predicted = self.found.logits.argmax(1)
-            self.target = predicted if target is None else torch.where(target < 0, predicted, target)
+            self.target = classes_to_explain(self.found.logits, target)
             self.head: nn.Module = MaskLogits()
             self.features = self.found.maps
             if config.tune == "mask":

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from saccade.errors import UsageError
-from saccade.methods.perturb import BASELINES, make_baseline, perturb
+from saccade.methods.perturb import REPLACEMENTS, make_baseline, perturb
 
 
 def random_images(rng: np.random.Generator, *shape: int) -> Tensor:
@@ -65,7 +65,31 @@ def test_the_blurred_baseline_is_scipys_gaussian(rng: np.random.Generator, size:
     np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", BASELINES)
+def test_a_pyramid_is_blurred_as_much_as_the_mask_lacks(rng: np.random.Generator) -> None:
+    images = random_images(rng, 2, 3, 24, 32)
+    mask = torch.tensor([0.0, 1 / 7, 0.5, 5 / 7, 0.9, 1.0]).repeat(2, 1, 24, 6)[..., :32]
+    found = perturb(images, mask, make_baseline(images, "pyramid", (0, 0, 0))).double().numpy()
+    exact = images.double().numpy()
+
+    def blurred(level: int) -> np.ndarray:
+        sigma = 2 * level / 7
+        return (
+            gaussian_filter(exact, sigma, mode="nearest", radius=max(1, round(3 * sigma)), axes=(2, 3))
+            if level
+            else exact
+        )
+
+    for place in range(6):
+        position = 7 * (1 - [0.0, 1 / 7, 0.5, 5 / 7, 0.9, 1.0][place])
+        low = min(int(position + 1e-6), 6)
+        expected = (low + 1 - position) * blurred(low) + (position - low) * blurred(low + 1)
+        np.testing.assert_allclose(found[..., place], expected[..., place], atol=1e-5)
+    whole = make_baseline(images, "pyramid", (0, 0, 0))
+    assert torch.equal(perturb(images, torch.ones(2, 1, 24, 32), whole), images)
+    assert torch.equal(perturb(images, torch.zeros(2, 1, 24, 32), whole), make_baseline(images, "blur", (0, 0, 0)))
+
+
+@pytest.mark.parametrize("kind", REPLACEMENTS)
 def test_a_baseline_has_the_precision_of_the_images(rng: np.random.Generator, kind: str) -> None:
     images = random_images(rng, 1, 3, 16, 16)
     for dtype in (torch.float32, torch.float64):
@@ -73,5 +97,5 @@ def test_a_baseline_has_the_precision_of_the_images(rng: np.random.Generator, ki
 
 
 def test_an_unknown_baseline_is_answered_with_those_there_are(rng: np.random.Generator) -> None:
-    with pytest.raises(UsageError, match=r"unknown baseline 'grey'; there are: black, mean, blur"):
+    with pytest.raises(UsageError, match=r"unknown baseline 'grey'; there are: black, mean, blur, pyramid"):
         make_baseline(random_images(rng, 1, 3, 4, 4), "grey", (0, 0, 0))

@@ -15,6 +15,7 @@ from saccade.contracts import ImageSpec
 from saccade.errors import ModelError, UsageError
 from saccade.evaluate.scenes import SceneConfig, SceneSource
 from saccade.methods.explainee import Explainee, fingerprint, load_explainee
+from saccade.methods.fold import fast_for_input_gradients
 from saccade.methods.inr import several as several_module
 from saccade.methods.inr.config import INRConfig, grid_of
 from saccade.methods.inr.extremal import ExtremalConfig, SmoothMaximum, extremal_masks
@@ -157,6 +158,58 @@ def test_the_classifier_is_left_as_found(squares: Explainee, pixels: Tensor) -> 
     assert model.training
     assert all(value.requires_grad and value.grad is None for value in model.parameters())
     model.eval()
+
+
+@pytest.mark.parametrize("find", [fit_masks, several_masks, extremal_masks])
+@pytest.mark.parametrize(
+    ("target", "words"), [([0, 3], "no class 3: the model has 3, counted from 0"), ([1], "2 images have one target")]
+)
+def test_a_class_that_is_not_there_is_refused(
+    squares: Explainee, pixels: Tensor, find: Any, target: list[int], words: str
+) -> None:
+    settings: dict[Any, Any] = {
+        fit_masks: (INRConfig(),),
+        several_masks: (SeveralConfig(), INRConfig()),
+        extremal_masks: (ExtremalConfig(),),
+    }
+    with pytest.raises(UsageError, match=words):
+        find(squares, pixels[:2], *settings[find], target=torch.tensor(target))
+
+
+def test_a_last_step_that_breaks_an_image_is_seen(
+    squares: Explainee, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torch.optim.Adam.step
+
+    def breaking(self: Any, *arguments: Any) -> Any:
+        result = step(self, *arguments)
+        weights = self.param_groups[0]["params"][0]
+        if self.state[weights]["step"] == 3:
+            with torch.no_grad():
+                weights[1] = math.nan
+        return result
+
+    monkeypatch.setattr(torch.optim.Adam, "step", breaking)
+    with pytest.raises(ModelError, match=r"image 1 of the batch diverges at step 3"):
+        fit_masks(squares, pixels[:3], INRConfig(areas=(0.1,), **QUICK | {"steps": 3}))
+
+
+@pytest.mark.parametrize("find", ["fit", "several", "extremal"])
+def test_pixels_may_be_blurred_as_much_as_the_mask_lacks(find: str) -> None:
+    explainee = fast_for_input_gradients(load_explainee("python:saccade.evaluate.scenes_models:resnet"))
+    scene = SceneSource("test", SceneConfig()).scene(5)
+    pixels = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None].float() / 255
+    config = INRConfig(areas=(0.05,), steps=150, baseline="pyramid")
+    if find == "fit":
+        mask = fit_masks(explainee, pixels, config).render(96, 96)[0, 0]
+    elif find == "several":
+        mask = several_masks(explainee, pixels, SeveralConfig(most=1, area=0.05), config).masks[0, 0]
+    else:
+        mask = extremal_masks(explainee, pixels, ExtremalConfig(areas=(0.05,), steps=300, baseline="pyramid"))[0, 0]
+    left, top, right, bottom = scene.box
+    inside = float(mask[top:bottom, left:right].sum() / mask.sum())
+    by_chance = (right - left) * (bottom - top) / 96**2
+    assert inside > 3 * by_chance, (inside, by_chance)
 
 
 def test_an_optimisation_that_diverges_is_said_with_what_to_change(pixels: Tensor) -> None:
