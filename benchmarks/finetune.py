@@ -141,7 +141,12 @@ def quality(folder: Path, indices: range, config: FinetuneConfig, console: Conso
     before, after = rows(starts), rows(masks)
     result: dict[str, Any] = {"checkpoint": folder.name, "explainee": record.explainee, "form": record.config.form}
     result |= {"scenes": count, **where()}
-    result |= {"tune": config.tune, "select": config.select, "learning rate": config.rate, "seconds per image": seconds}
+    result |= {
+        "tune": config.tune,
+        "select": config.select,
+        "learning rate": config.learning_rate,
+        "seconds per image": seconds,
+    }
     for metric in make_metrics(METRICS):
         change = difference(metric, after[metric.name], before[metric.name])
         result[metric.name] = {

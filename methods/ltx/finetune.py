@@ -20,7 +20,7 @@ from ..explainee import guest
 from ..perturb import make_baseline, perturb
 from ..representation import classes_to_explain
 from .config import LTXConfig
-from .heads import MaskLogits, head_of
+from .heads import MaskLogits, head_of, is_one_convolution
 from .losses import total_loss
 from .model import LTXExplainer, Predicted
 from .selection import CRITERIA, Criterion, score_masks
@@ -40,7 +40,8 @@ class FinetuneConfig:
         tune: what each image has its own copy of: ``"head"``, the decoder of the shared form, or the read-out and the
             last blocks of an own backbone; or ``"mask"``, the mask's own logits.
         blocks: of a transformer's own backbone, how many of the last blocks belong to the head.
-        learning_rate: None takes 3e-3 for a head, 0.1 for the logits of a mask.
+        learning_rate: None takes 3e-3 for a head, 1e-2 for one that is a single convolution, the read-out of a
+            convolutional backbone, and 0.1 for the logits of a mask.
         select: what the best step is chosen by, never by a label: ``"loss"``, the weighted losses of the mask as it is
             given away, ``"pos"``, the positive perturbation curve, or ``"insertion-deletion"``.
         score_every: steps between two masks that may be chosen; the first and the last always are.
@@ -74,10 +75,13 @@ class FinetuneConfig:
         if self.clip <= 0 or (self.learning_rate is not None and self.learning_rate <= 0):
             raise UsageError("clip and learning rate are positive")
 
-    @property
-    def rate(self) -> float:
+    def rate_of(self, head: nn.Module) -> float:
         """The learning rate, the default filled in."""
-        return self.learning_rate or (3e-3 if self.tune == "head" else 0.1)
+        if self.learning_rate:
+            return self.learning_rate
+        if isinstance(head, MaskLogits):
+            return 0.1
+        return 1e-2 if is_one_convolution(head) else 3e-3
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class _Run:
     def go(self, on_step: Callable[[int], None]) -> FineTuned:
         config = self.config
         optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=config.rate, weight_decay=self.losses.weight_decay
+            list(self.parameters.values()), lr=config.rate_of(self.head), weight_decay=self.losses.weight_decay
         )
         with torch.no_grad():
             start = self.explainer.mask(self.found)

@@ -14,7 +14,7 @@ from ..attention import AttentionTap, attention_layout, block_input
 from .backbone import OwnBackbone
 from .model import LTXExplainer, Predicted
 
-__all__ = ["MaskLogits", "head_of"]
+__all__ = ["MaskLogits", "head_of", "is_one_convolution"]
 
 
 class MaskLogits(nn.Module):
@@ -47,6 +47,11 @@ class _Backbone(nn.Module):
         (maps,) = network.spatial.read({network.layer: values})
         selection: Tensor = self.read(maps).sigmoid()
         return selection
+
+
+def is_one_convolution(head: nn.Module) -> bool:
+    """The head reads a map by a single convolution."""
+    return isinstance(head, _Backbone) and not len(head.blocks) and isinstance(head.read, nn.Conv2d)
 
 
 def head_of(explainer: LTXExplainer, found: Predicted, pixels: Tensor, blocks: int) -> tuple[nn.Module, list[Tensor]]:
