@@ -30,7 +30,7 @@ def perturb(images: Tensor, mask: Tensor, baseline: Tensor) -> Tensor:
 
     With a pyramid, linear between the two levels next to (1 − mask) · (L − 1).
     """
-    if baseline.ndim == 5:
+    if baseline.ndim == images.ndim + 1:
         levels = torch.arange(baseline.shape[1], dtype=mask.dtype, device=mask.device)[:, None, None, None]
         away = ((1 - mask) * (len(levels) - 1))[:, None] - levels
         return ((1 - away.abs()).clamp_min(0) * baseline).sum(1)
