@@ -90,6 +90,7 @@ def main() -> None:
                 hits = peaks(engine, scenes)
                 row = {
                     "explainee": record.explainee,
+                    "machine": machine(),
                     "explainer": name,
                     "images": len(hits),
                     "right digit": float(hits.mean()),
@@ -109,7 +110,7 @@ def main() -> None:
         measured = {(row["explainee"], row["explainer"]) for row in rows}
         before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
         rows += [row for row in before if (row["explainee"], row["explainer"]) not in measured]
-        RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

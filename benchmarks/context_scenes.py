@@ -75,11 +75,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--baseline", choices=BASELINES, default="mean", help="of a removed pixel")
     parser.add_argument("--first", type=int, default=FIRST)
+    parser.add_argument("--tries", type=int, default=SeveralConfig().tries, help="of each mask")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     explainee = fast_for_input_gradients(load_explainee("python:saccade.evaluate.scenes_models:context"))
     source = SceneSource("test", SceneConfig(variant="context"))
-    several = SeveralConfig(most=2, area=arguments.area)
+    several = SeveralConfig(most=2, area=arguments.area, tries=arguments.tries)
     config = INRConfig(steps=arguments.steps, baseline=arguments.baseline)
     places: list[tuple[int, int]] = []
     retention: list[np.ndarray[Any, Any]] = []
@@ -113,6 +114,7 @@ def main() -> None:
         "retention, median": np.median(np.concatenate(retention), 0).tolist(),
         "area": arguments.area,
         "margin": several.margin,
+        "tries": several.tries,
         "steps": config.steps,
         "baseline": config.baseline,
         "seconds per image": (time.perf_counter() - began) / max(1, counted),

@@ -32,7 +32,8 @@ from saccade.methods.checkpoint import load_checkpoint, read_record
 from saccade.methods.explainee import guest
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.finetune import FinetuneConfig, finetune
-from saccade.methods.ltx.model import LTXExplainer, build_ltx
+from saccade.methods.ltx.heads import MaskLogits, head_of
+from saccade.methods.ltx.model import LTXExplainer, Predicted, build_ltx
 from saccade.methods.train import to_float
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
@@ -109,6 +110,11 @@ def time_of(
     }
 
 
+def first_look(explainer: LTXExplainer, pixels: torch.Tensor) -> tuple[Predicted, torch.Tensor]:
+    with torch.no_grad():
+        return explainer.predict(explainer.explainee.normalise(pixels)), pixels
+
+
 def quality(folder: Path, indices: range, config: FinetuneConfig, console: Console) -> dict[str, Any]:
     """Insertion − deletion on held-out scenes before and after."""
     explainer, record = load_checkpoint(folder)
@@ -130,6 +136,8 @@ def quality(folder: Path, indices: range, config: FinetuneConfig, console: Conso
         if start % (8 * BATCH) == 0:
             console.print(f"{folder.name}: {start} of {count}", highlight=False)
     seconds = (time.perf_counter() - began) / count
+    head = MaskLogits() if config.tune == "mask" else head_of(explainer, *first_look(explainer, pixels), 0)[0]
+    rate = config.rate_of(head)
 
     def rows(parts: list[np.ndarray[Any, Any]]) -> dict[str, Any]:
         samples = [
@@ -144,7 +152,7 @@ def quality(folder: Path, indices: range, config: FinetuneConfig, console: Conso
     result |= {
         "tune": config.tune,
         "select": config.select,
-        "learning rate": config.learning_rate,
+        "learning rate": rate,
         "seconds per image": seconds,
     }
     for metric in make_metrics(METRICS):

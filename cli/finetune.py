@@ -209,7 +209,8 @@ def _print(gains: _Gains, config: FinetuneConfig, folder: Path | None) -> None:
     count = len(gains.steps)
     compared = count - gains.incomparable
     table = Table(
-        title=f"{compared} explanation{'s' * (compared > 1)} tuned for {config.steps} steps",
+        title=f"{count} explanation{'s' * (count > 1)} tuned for {config.steps} steps"
+        + (f", {compared} compared" if compared < count else ""),
         title_justify="left",
         box=None,
         pad_edge=False,

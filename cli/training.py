@@ -78,6 +78,7 @@ def _train(
 ) -> None:
     if config.patience and images.held_out is None:
         raise UsageError("--patience needs images to validate with, and the folder is too small; give --validation DIR")
+    before = _before(explainee, config)  # ahead of the training: what it starts from may not be there afterwards
     shown = images.shown(_SHOWN)
     validating = images.held_out is not None and config.validate_every > 0
 
@@ -99,23 +100,38 @@ def _train(
             data=job.data if job.data == SCENES else str(Path(job.data).resolve()),
             resume=job.resume,
             validate=validation(images.held_out, explainee.image_spec) if images.held_out else None,
+            validated_on=images.validation_digest,
             processes=processes,
             on_step=on_step,
         )
     if processes.rank == 0:
         if job.data != SCENES:
             save_samples(job.out, sample_images(job.data, explainee.image_spec))
-        _report(explainer, images, config, job.out, job.as_json)
+        _report(before, explainer, images, config, job.out, job.as_json)
+
+
+def _before(explainee: Explainee, config: TrainingConfig) -> TrainedExplainer:
+    """What the training begins with.
+
+    Raises:
+        ModelError: a checkpoint to start from is not there any more.
+    """
+    torch.manual_seed(config.seed)
+    method = method_of(config)
+    explainer = method.build(explainee, config)
+    if config.start:
+        load_networks([Path(folder) for folder in config.start], method.name, explainer.network)
+    return explainer
 
 
 def _report(
-    explainer: TrainedExplainer, images: TrainingData, config: TrainingConfig, out: Path, as_json: bool
+    before: TrainedExplainer,
+    explainer: TrainedExplainer,
+    images: TrainingData,
+    config: TrainingConfig,
+    out: Path,
+    as_json: bool,
 ) -> None:
-    torch.manual_seed(config.seed)
-    method = method_of(config)
-    before = method.build(explainer.explainee, config)
-    if config.start:
-        load_networks([Path(folder) for folder in config.start], method.name, before.network)
     result = compare(before, explainer, images.reported, "before" if config.start else "untrained")
     record = read_record(out)
     chosen = "; by these the best weights were chosen too" if config.patience and images.reports_validation else ""

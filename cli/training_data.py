@@ -26,6 +26,7 @@ MOST_HELD_OUT = 64
 HELD_OUT_SHARE = 10  # one image in so many, up to `MOST_HELD_OUT`
 _REPORTED_SCENES = 128
 _CACHED_IMAGES = 4096
+_FIRST_BYTES = 65536
 
 
 class SceneStream:
@@ -118,11 +119,17 @@ class FolderStream:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """Of the files' names below the folder that holds them all, and of their sizes, in order; so a folder may move."""
+    """Of the files' names below the folder that holds them all, their sizes and first bytes, in order; so a folder may
+    move.
+    """
     names = [str(file.resolve()) for file in files]
     top = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
-    lines = [f"{os.path.relpath(name, top)} {file.stat().st_size}\n" for name, file in zip(names, files, strict=True)]
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    digest = hashlib.sha256()
+    for name, file in zip(names, files, strict=True):
+        digest.update(f"{os.path.relpath(name, top)} {file.stat().st_size}\n".encode(errors="surrogateescape"))
+        with file.open("rb") as stream:
+            digest.update(stream.read(_FIRST_BYTES))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,13 @@ class TrainingData:
     reported: EvaluationData
     about: str
     about_report: str
+
+    @property
+    def validation_digest(self) -> str:
+        """The same for the same images to validate with."""
+        if self.held_out is None:
+            return ""
+        return _digest(self.held_out.files) if isinstance(self.held_out, FolderData) else self.held_out.title
 
     @property
     def reports_validation(self) -> bool:

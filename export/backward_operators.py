@@ -287,13 +287,11 @@ def _pair(values: list[int]) -> list[int]:
 
 def _cropped(found: Tensor, before: list[int], size: list[int]) -> Tensor:
     """A part (size) of maps that begins where `before` ends; zeros beyond what is there."""
-    ahead = [max(0, -start) for start in before]
     beyond = [max(0, size[axis] + before[axis] - int(found.shape[2 + axis])) for axis in range(2)]
-    if any(ahead) or any(beyond):
-        found = aten.constant_pad_nd.default(found, [ahead[1], beyond[1], ahead[0], beyond[0]], 0.0)
-    start = [max(0, each) for each in before]
-    if any(start) or list(found.shape[2:]) != size:
-        found = found[:, :, start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
+    if any(beyond):
+        found = aten.constant_pad_nd.default(found, [0, beyond[1], 0, beyond[0]], 0.0)
+    if any(before) or list(found.shape[2:]) != size:
+        found = found[:, :, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
     return found
 
 

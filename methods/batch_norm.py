@@ -22,7 +22,7 @@ __all__ = ["right_batch_norm_gradients"]
 def right_batch_norm_gradients(model: nn.Module) -> Iterator[None]:
     """While this is open, gradients that go through the model's batch norms are right for a batch of one too."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    handles = [module.register_forward_hook(_watch) for module in norms]
+    handles = [module.register_forward_hook(_watch, with_kwargs=True) for module in norms]
     try:
         yield
     finally:
@@ -30,9 +30,9 @@ def right_batch_norm_gradients(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _watch(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
     if output.requires_grad and output.ndim == 4 and len(output) == 1:
-        given = _is_clear(inputs[0])
+        given = _is_clear(inputs[0] if inputs else named["input"])
 
         def clear(gradient: Tensor) -> Tensor:
             return gradient if given and _is_clear(gradient) else _clear(gradient)

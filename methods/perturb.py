@@ -31,9 +31,14 @@ def perturb(images: Tensor, mask: Tensor, baseline: Tensor) -> Tensor:
     With a pyramid, linear between the two levels next to (1 − mask) · (L − 1).
     """
     if baseline.ndim == images.ndim + 1:
-        levels = torch.arange(baseline.shape[1], dtype=mask.dtype, device=mask.device)[:, None, None, None]
-        away = ((1 - mask) * (len(levels) - 1))[:, None] - levels
-        return ((1 - away.abs()).clamp_min(0) * baseline).sum(1)
+        steps = baseline.shape[1] - 1
+        position = (1 - mask) * steps
+        low = position.detach().floor().clamp(0, steps - 1)
+        part = position - low
+        levels = torch.arange(steps, dtype=mask.dtype, device=mask.device)[:, None, None, None]
+        here = (levels == low[:, None]).to(mask.dtype)  # (N, L − 1, 1, H, W): one of them for each pixel
+        part = part[:, None]
+        return (here * ((1 - part) * baseline[:, :-1] + part * baseline[:, 1:])).sum(1)
     return mask * images + (1 - mask) * baseline  # in this form exact at 0 and 1
 
 

@@ -17,6 +17,7 @@ from ..errors import ModelError, UsageError, suggest
 from .features import capture, noise_images
 
 __all__ = [
+    "checked_target",
     "class_gradient",
     "class_logits",
     "class_weights",
@@ -96,7 +97,7 @@ def classes_to_explain(logits: Tensor, target: Tensor | None) -> Tensor:
 
     Args:
         logits: (N, K).
-        target: int64 (N,); None for the predicted ones.
+        target: int64 (N,), on any device; None for the predicted ones.
 
     Raises:
         UsageError: the model has no such class, or there is not one for each image.
@@ -104,15 +105,24 @@ def classes_to_explain(logits: Tensor, target: Tensor | None) -> Tensor:
     predicted = logits.argmax(1)
     if target is None:
         return predicted
-    if target.shape != predicted.shape:
-        raise UsageError(f"{len(predicted)} images have one target each, not targets of shape {tuple(target.shape)}")
-    if bool((target >= logits.shape[1]).any()):
+    asked = checked_target(target, len(logits), logits.shape[1]).to(predicted.device)
+    return torch.where(asked < 0, predicted, asked)
+
+
+def checked_target(target: Tensor, images: int, classes: int) -> Tensor:
+    """The targets (N,) as they are.
+
+    Raises:
+        UsageError: the model has no such class, or there is not one for each image.
+    """
+    if target.shape != (images,):
+        raise UsageError(f"{images} images have one target each, not targets of shape {tuple(target.shape)}")
+    if bool((target >= classes).any()):
         raise UsageError(
-            f"there is no class {int(target.max())}: the model has {logits.shape[1]}, counted from 0; "
+            f"there is no class {int(target.max())}: the model has {classes}, counted from 0; "
             "a negative one asks for the predicted class"
         )
-    asked = target.to(predicted.device)
-    return torch.where(asked < 0, predicted, asked)
+    return target
 
 
 def class_gradient(

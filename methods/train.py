@@ -101,6 +101,7 @@ def train_explainer(
     data: str,
     resume: bool = False,
     validate: Validate | None = None,
+    validated_on: str = "",
     processes: OneProcess | None = None,
     on_step: Callable[[StepReport, TrainedExplainer], None] | None = None,
 ) -> TrainedExplainer:
@@ -118,6 +119,7 @@ def train_explainer(
         data: where the images come from, in words; goes into the checkpoint.
         resume: go on from the checkpoint in `out`, with the same config and data.
         validate: asked every `config.validate_every` steps and after the last one.
+        validated_on: a digest of the images it looks at; a training resumes with no others.
         processes: where to compute; by default this process, where the explainee lies.
         on_step: called after every step, in the first process, with the weights that would be the result.
 
@@ -145,7 +147,7 @@ def train_explainer(
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.peak_rate, weight_decay=config.weight_decay)
         average = WeightAverage(network, config.ema_decay)
         record = CheckpointRecord.of(explainer, config, data, 0)
-        made_of = {"images": digest_of(images), "processes": processes.count}
+        made_of = {"images": digest_of(images), "validation": validated_on, "processes": processes.count}
         course = _restore(out, record, network, average, optimizer, processes, made_of, resume)
         if config.start and not course.step:
             load_networks([Path(folder) for folder in config.start], method.name, network)
@@ -284,13 +286,15 @@ def _restore(
         optimizer.load_state_dict(state["optimizer"])
         processes.restore(state["processes"])
         before = state["made_of"]
-        others, count = before["images"] != made_of["images"], before["processes"]
+        others = next((name for name in ("images", "validation") if before[name] != made_of[name]), None)
+        count = before["processes"]
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise damaged_state(out, error) from None
     if others:
+        which = f"images of {wanted.data}" if others == "images" else "images to validate with"
         raise UsageError(
-            f"the images of {wanted.data} are not those that '{out}' was trained on until step {course.step}: some "
-            f"were added, removed or changed; bring them back, or begin another training with --start {out}"
+            f"the {which} are not those of '{out}' until step {course.step}: some were added, removed or changed; "
+            f"bring them back, or begin another training with --start {out}"
         )
     if count != made_of["processes"]:
         raise UsageError(f"'{out}' was trained in {count} process{'es' * (count > 1)}; resume with as many devices")

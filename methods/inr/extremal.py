@@ -106,6 +106,9 @@ def extremal_masks(
         config: settings.
         target: int64 (N,), negative for the predicted class.
         on_step: told the number of updates done.
+
+    Raises:
+        UsageError: the model has no such class, or the images' sides do not fit the lattice.
     """
     device = device_of(explainee.model)
     pixels = pixels.to(device)
@@ -124,7 +127,7 @@ def extremal_masks(
         for step in range(config.steps):
             for index in range(count):  # image by image: what the maximum looks at fills the memory
                 masks = enlarge(lattice[index])
-                shown = perturb(pixels[index], masks[:, None], baseline[index][None])
+                shown = perturb(pixels[index][None], masks[:, None], baseline[index][None])
                 if step % 2:
                     shown = shown.flip(3)
                 score = explainee.model(explainee.normalise(shown))[:, int(chosen[index])]

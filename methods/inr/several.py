@@ -20,6 +20,7 @@ from .fit import fit_masks
 __all__ = ["SeveralConfig", "SeveralMasks", "several_masks"]
 
 _LEADS = 2  # times the area, of the mask that is found beside each and leads it to the evidence
+_SURE = 0.5  # share of what the image adds, that a mask holds on to which is not looked for again
 _ROOM = 0.01  # of probability that an image must have over what removes it, for a mask to hold a share of
 
 
@@ -32,7 +33,8 @@ class SeveralConfig:
         area: of each.
         least: share that a mask must hold on to of what the whole image adds to the class's probability, over the image
             of which nothing is kept; a mask that does not is left out, and the image has no more.
-        tries: how often a mask is looked for, each time from other first weights, where none so far holds on to enough.
+        tries: how often a mask is looked for, each time from other first weights, where none so far holds on to half of
+            what the image adds; the best one counts.
         margin: width of the border around each mask that later ones leave out too, as a fraction of the image's longer
             side: what lies next to a mask is most often the rest of the same object.
     """
@@ -98,6 +100,10 @@ def several_masks(
         config: of each optimisation; its areas are not used.
         target: int64 (N,), negative for the predicted class.
         on_step: told the mask, from 0, and its number of updates, which starts again with every try.
+
+    Raises:
+        ModelError: the optimisation of an image diverges.
+        UsageError: the model has no such class.
     """
     device = device_of(explainee.model)
     pixels = pixels.to(device)
@@ -130,7 +136,7 @@ def several_masks(
         mask = torch.zeros(len(left), 1, height, width, device=device)
         probability, held = torch.zeros(len(left), device=device), torch.full((len(left),), -torch.inf, device=device)
         for attempt in range(several.tries):
-            again = (held < several.least).nonzero().flatten()
+            again = (held < max(several.least, _SURE)).nonzero().flatten()
             if not len(again):
                 break
             which = left[again]
@@ -142,10 +148,13 @@ def several_masks(
                 free=free[which],
                 on_step=lambda step, _, place=place: on_step(place, step),  # type: ignore[misc]
             )
-            mask[again] = _brightest(fitted.render(height, width, fitted.areas[:1]) * free[which], several.area)
-            probability[again] = kept(which, mask[again])
-            share = (probability[again] - nothing[which]) / room[which].clamp_min(_ROOM)
-            held[again] = torch.where(room[which] >= _ROOM, share, -torch.inf)
+            new = _brightest(fitted.render(height, width, fitted.areas[:1]) * free[which], several.area)
+            alone = kept(which, new)
+            share = (alone - nothing[which]) / room[which].clamp_min(_ROOM)
+            share = torch.where(room[which] >= _ROOM, share, -torch.inf)
+            better = share > held[again]
+            taken = again[better]
+            mask[taken], probability[taken], held[taken] = new[better], alone[better], share[better]
         enough = held >= several.least
         left = left[enough]
         if not len(left):

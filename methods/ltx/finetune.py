@@ -18,7 +18,7 @@ from ...errors import ModelError, UsageError
 from ..attention import AttentionTap
 from ..explainee import guest
 from ..perturb import make_baseline, perturb
-from ..representation import classes_to_explain
+from ..representation import checked_target, classes_to_explain
 from .config import LTXConfig
 from .heads import MaskLogits, head_of, is_one_convolution
 from .losses import total_loss
@@ -134,7 +134,11 @@ def finetune(
 
     Raises:
         ModelError: a loss is not finite; the message names the step, the term and the image.
+        UsageError: the model has no such class, or there is not one for each image.
     """
+    if target is not None:
+        classes = len(explainer.explainee.class_names)
+        target = checked_target(target, len(pixels), classes).to(pixels.device)
     with guest(explainer):
         if config.precision == "fp32" or pixels.device.type != "cpu":
             return _Run(explainer, pixels, losses, config, target).go(on_step)

@@ -21,7 +21,7 @@ from squares import SPEC, history_of, squares
 from saccade.cli.curve import draw_curve
 from saccade.cli.preview import mask_grid
 from saccade.cli.training_data import FolderStream, SceneStream, open_training_data
-from saccade.errors import ImageError
+from saccade.errors import ImageError, OutputError
 from saccade.evaluate.metrics import Sample, deletion, insertion, measure
 from saccade.evaluate.scenes import SceneConfig, SceneSource
 from saccade.methods.checkpoint import load_checkpoint, read_record
@@ -140,18 +140,56 @@ def test_a_finished_training_resumes_to_the_same_report(
 
 
 def test_a_training_resumes_with_the_images_it_began_with_wherever_they_lie(
-    saccade_command: Run, photos: Path, tmp_path: Path
+    saccade_command: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, moved, out = tmp_path / "photos", tmp_path / "elsewhere", tmp_path / "run"
     shutil.copytree(photos, here)
-    command = (*MODEL, "--out", out, "--steps", 2, "--batch-size", 6, "--validate-every", 0)
-    assert saccade_command(*command, "--data", here)[0] == 0
+    from saccade.methods import train as train_module
+
+    monkeypatch.setattr(train_module, "SAVE_EVERY", 2)
+    command = (*MODEL, "--steps", 4, "--batch-size", 6, "--validate-every", 0)
+    whole = tmp_path / "whole"
+    assert saccade_command(*command, "--out", whole, "--data", here)[0] == 0
+    save, saved = train_module.save_checkpoint, []
+
+    def save_once(*arguments: Any) -> None:
+        if saved:
+            raise OutputError("the disk is full")
+        saved.append(save(*arguments))
+
+    with monkeypatch.context() as full:
+        full.setattr(train_module, "save_checkpoint", save_once)
+        assert saccade_command(*command, "--out", out, "--data", here)[0] == 1
+    assert read_record(out).step == 2
     here.rename(moved)
-    assert saccade_command(*command, "--data", moved, "--resume")[0] == 0
-    Image.new("RGB", (32, 32)).save(moved / "41.png")
-    code, _, err = saccade_command(*command, "--data", moved, "--resume")
+    first = next(file for file in sorted(moved.iterdir()) if file.name not in {name.name for name in held_out(moved)})
+    content = first.read_bytes()
+    for change in ("added", "changed"):
+        if change == "added":
+            Image.new("RGB", (32, 32)).save(moved / "41.png")
+        else:
+            first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        code, _, err = saccade_command(*command, "--out", out, "--data", moved, "--resume")
+        assert code == 1
+        assert "some were added, removed or changed" in " ".join(err.split())
+        (moved / "41.png").unlink(missing_ok=True)
+        first.write_bytes(content)
+    assert saccade_command(*command, "--out", out, "--data", moved, "--resume")[0] == 0
+    ours, theirs = (load_file(folder / "explainer.safetensors") for folder in (out, whole))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_training_resumes_with_the_images_it_was_validated_on(
+    saccade_command: Run, photos: Path, tmp_path: Path
+) -> None:
+    command = (*MODEL, "--data", photos, "--out", tmp_path / "run", "--steps", 2, "--validate-every", 1)
+    assert saccade_command(*command)[0] == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (32, 32)).save(other / "1.png")
+    code, _, err = saccade_command(*command, "--resume", "--validation", other)
     assert code == 1
-    assert "some were added, removed or changed" in " ".join(err.split())
+    assert "images" in err
 
 
 def test_a_training_that_starts_from_another_is_compared_with_it(

@@ -65,6 +65,28 @@ def test_the_blurred_baseline_is_scipys_gaussian(rng: np.random.Generator, size:
     np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", REPLACEMENTS)
+def test_one_image_has_many_masks(rng: np.random.Generator, kind: str) -> None:
+    image, masks = random_images(rng, 1, 3, 16, 16), random_images(rng, 5, 1, 16, 16)
+    baseline = make_baseline(image, kind, (0.1, 0.2, 0.3))
+    together = perturb(image, masks, baseline)
+    assert together.shape == (5, 3, 16, 16)
+    for index in range(5):
+        torch.testing.assert_close(together[index], perturb(image, masks[index][None], baseline)[0])
+
+
+def test_the_gradient_of_a_pyramid_is_the_difference_of_its_levels(rng: np.random.Generator) -> None:
+    levels = torch.from_numpy(rng.random((1, 5, 3, 4, 4)))
+    places = torch.tensor([0.0, 0.1, 0.6, 1.0], dtype=torch.float64)
+    mask = places.repeat(1, 1, 4, 1).requires_grad_()
+    perturb(levels[:, 0], mask, levels).sum().backward()
+    assert mask.grad is not None
+    for column, value in enumerate(places.tolist()):
+        low = min(int((1 - value) * 4), 3)
+        expected = 4 * (levels[0, low] - levels[0, low + 1])[..., column].sum(0)
+        torch.testing.assert_close(mask.grad[0, 0, :, column], expected)
+
+
 def test_a_pyramid_is_blurred_as_much_as_the_mask_lacks(rng: np.random.Generator) -> None:
     images = random_images(rng, 2, 3, 24, 32)
     mask = torch.tensor([0.0, 1 / 7, 0.5, 5 / 7, 0.9, 1.0]).repeat(2, 1, 24, 6)[..., :32]

@@ -227,6 +227,16 @@ def test_each_image_may_be_explained_for_a_class_of_its_own(tiny_explainee: Expl
         assert predicted.target == tiny_explainee.model(tiny_explainee.normalise(pixels[:1])).argmax(1)
 
 
+@pytest.mark.parametrize(("target", "words"), [([0, 5], "no class 5"), ([0], "2 images have one target each")])
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}])
+def test_a_class_that_is_not_there_is_refused(
+    tiny_explainee: Explainee, pixels: Tensor, target: list[int], words: str, settings: dict[str, Any]
+) -> None:
+    explainer = explainer_of(tiny_explainee, class_conditional=True)
+    with pytest.raises(UsageError, match=words):
+        finetune(explainer, pixels[:2], LOSSES, FinetuneConfig(steps=1, **settings), target=torch.tensor(target))
+
+
 def test_what_it_cost_is_counted(tiny_explainee: Explainee, pixels: Tensor) -> None:
     explainer = explainer_of(tiny_explainee)
     calls = 0
