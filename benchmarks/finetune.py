@@ -30,6 +30,7 @@ from saccade.evaluate.scenes import SceneSource
 from saccade.evaluate.weights_folder import WEIGHTS
 from saccade.methods.checkpoint import load_checkpoint, read_record
 from saccade.methods.explainee import guest
+from saccade.methods.fold import fast_for_input_gradients
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.finetune import FinetuneConfig, finetune
 from saccade.methods.ltx.heads import MaskLogits, head_of
@@ -85,16 +86,19 @@ def time_of(
     """Seconds per image of both, in turn; and so many images of the batch against each alone."""
     ours, theirs = [], []
     config = FinetuneConfig(steps=STEPS, precision=precision)  # type: ignore[arg-type]
+    fast = fast_for_input_gradients(explainer.explainee).model
     for index in range(rounds):
         start = time.perf_counter()
-        found = finetune(explainer, pixels, losses, config)
+        found = finetune(explainer, pixels, losses, config, classifier=fast)
         ours.append((time.perf_counter() - start) / len(pixels))
         for place in range(count):
             start = time.perf_counter()
             with guest(explainer.classifier):
                 published(explainer, pixels[(index * count + place) % len(pixels)][None])
             theirs.append(time.perf_counter() - start)
-    alone = torch.cat([finetune(explainer, one[None], losses, config).mask for one in pixels[:compared]])
+    alone = torch.cat(
+        [finetune(explainer, one[None], losses, config, classifier=fast).mask for one in pixels[:compared]]
+    )
     return {
         **where(),
         "precision": precision,
@@ -125,11 +129,12 @@ def quality(folder: Path, indices: range, config: FinetuneConfig, console: Conso
             logits = explainer.classifier(explainer.explainee.normalise(to_float(images, explainer)))
             return logits.softmax(1).numpy()
 
+    fast = fast_for_input_gradients(explainer.explainee).model
     starts, masks, targets = [], [], []
     began = time.perf_counter()
     for start in range(0, count, BATCH):
         pixels = to_float(scenes.images[start : start + BATCH], explainer)
-        found = finetune(explainer, pixels, record.config, config)
+        found = finetune(explainer, pixels, record.config, config, classifier=fast)
         starts.append(found.start[:, 0].numpy())
         masks.append(found.mask[:, 0].numpy())
         targets.append(found.target.numpy())

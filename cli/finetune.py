@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from torch import nn
 
 from ..accel.bundle import class_index
 from ..accel.image import ImageSource
@@ -24,6 +25,7 @@ from ..errors import UsageError
 from ..evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from ..methods.checkpoint import load_checkpoint
 from ..methods.features import device_of
+from ..methods.fold import fast_for_input_gradients
 from ..methods.ltx.config import LTXConfig
 from ..methods.ltx.finetune import FinetuneConfig, FineTuned, finetune
 from ..methods.ltx.model import LTXExplainer
@@ -96,6 +98,7 @@ def explain_finetuned(
     explainer.to("cuda" if torch.cuda.is_available() else "cpu")
     asked = [class_index(target, record.class_names) for target in targets] or [-1]
     gains = _Gains()
+    classifier = fast_for_input_gradients(explainer.explainee).model
     with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
         bar = progress.add_task("fine-tuning", total=len(files) * len(asked) * config.steps)
         before = 0
@@ -103,7 +106,7 @@ def explain_finetuned(
         for chunk in chunks(work, max(1, batch_size // len(asked))):
             readable = [item for item in chunk if not isinstance(item, Failure)]
             count = len(readable) * len(asked)
-            job = _Job(explainer, asked, losses, config, gains, measured=not as_json)
+            job = _Job(explainer, classifier, asked, losses, config, gains, measured=not as_json)
             on_step = partial(_advance, progress, bar, before, count)
             tuned = explained(partial(_explain, job, on_step=on_step), readable, "fine-tuning")
             before += count * config.steps
@@ -120,6 +123,7 @@ class _Job:
     """What is the same for every image."""
 
     explainer: LTXExplainer
+    classifier: nn.Module
     asked: Sequence[int]
     losses: LTXConfig
     config: FinetuneConfig
@@ -132,7 +136,15 @@ def _explain(job: _Job, images: Sequence[LoadedImage], *, on_step: Callable[[int
     pixels = np.repeat(np.stack([item.input for item in images]), each, axis=0)
     target = torch.tensor(list(job.asked) * len(images), device=device_of(explainer))
     began = time.perf_counter()
-    found = finetune(explainer, to_float(pixels, explainer), job.losses, job.config, target=target, on_step=on_step)
+    found = finetune(
+        explainer,
+        to_float(pixels, explainer),
+        job.losses,
+        job.config,
+        target=target,
+        classifier=job.classifier,
+        on_step=on_step,
+    )
     seconds = time.perf_counter() - began
     gains.seconds += seconds
     gains.forwards, gains.backwards = found.forwards, found.backwards

@@ -9,7 +9,7 @@ would get alone, to the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
 from ..attention import AttentionTap
-from ..explainee import guest
+from ..explainee import Explainee, guest
 from ..perturb import make_baseline, perturb
 from ..representation import checked_target, classes_to_explain
 from .config import LTXConfig
@@ -135,6 +135,7 @@ def finetune(
     config: FinetuneConfig = FinetuneConfig(),
     *,
     target: Tensor | None = None,
+    classifier: nn.Module | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> FineTuned:
     """Fine-tune a pretrained explainer for each image of a batch.
@@ -146,6 +147,8 @@ def finetune(
         config: settings.
         target: the class to explain of each image, int64 (N,), negative for the predicted one. Any class may be asked
             for, whatever the explainer was trained on.
+        classifier: what is asked about masked images, equal to the explainee's model but faster, such as that of
+            `fast_for_input_gradients`; None takes the explainee's own.
         on_step: told the number of updates done.
 
     Raises:
@@ -155,12 +158,13 @@ def finetune(
     if target is not None:
         classes = len(explainer.explainee.class_names)
         target = checked_target(target, len(pixels), classes).to(pixels.device)
-    with guest(explainer):
+    judge = explainer.explainee if classifier is None else replace(explainer.explainee, model=classifier)
+    with guest(explainer), guest(judge.model):
         size, count, found = config.group_of(pixels.device), len(pixels), []
         for start in range(0, count, size):
             places = torch.arange(start, start + size, device=pixels.device).clamp_max(count - 1)
             asked = None if target is None else target[places]
-            run = _Run(explainer, pixels[places].contiguous(), losses, config, asked, start)
+            run = _Run(explainer, pixels[places].contiguous(), losses, config, asked, judge, start)
             told = partial(_tell, on_step, start * config.steps, min(size, count - start), count)
             found.append(run.go(told))
         return _together(found, count)
@@ -191,10 +195,11 @@ class _Run:
         losses: LTXConfig,
         config: FinetuneConfig,
         target: Tensor | None,
+        judge: Explainee,
         first: int,
     ) -> None:
         self.explainer, self.pixels, self.losses, self.config = explainer, pixels, losses, config
-        self.first = first
+        self.judge, self.first = judge, first
         self.baseline = make_baseline(pixels, losses.baseline, explainer.explainee.image_spec.mean)
         with torch.no_grad():
             asked = None if target is None else target[:, None]
@@ -280,21 +285,20 @@ class _Run:
         if self.config.select == "loss":
             with torch.no_grad():
                 return torch.stack(list(self._terms(mask, step)[0].values())).sum(0)
-        explainee = self.explainer.explainee
-        value, forwards = score_masks(explainee, self.pixels, mask, self.target, self.baseline, self.config.select)
+        value, forwards = score_masks(self.judge, self.pixels, mask, self.target, self.baseline, self.config.select)
         self.forwards += forwards
         return value
 
     def _terms(self, mask: Tensor, step: int, keep: bool = True, remove: bool = True) -> tuple[dict[str, Tensor], int]:
         """The weighted terms of masks (N, 1, H, W), (N,) each, and how many views of every image they took."""
-        explainee, losses = self.explainer.explainee, self.losses
+        losses = self.losses
         keep, remove = keep and losses.preserve > 0, remove and losses.complement > 0
         views = ([perturb(self.pixels, mask, self.baseline)] if keep else []) + (
             [perturb(self.pixels, 1 - mask, self.baseline)] if remove else []
         )
         half = self.config.precision == "bf16"
         with torch.autocast(self.pixels.device.type, torch.bfloat16, enabled=half):
-            logits = self.explainer.classifier(explainee.normalise(torch.cat(views))).float()
+            logits = self.judge.model(self.judge.normalise(torch.cat(views))).float()
         self.forwards += len(views)
         kept = logits[: len(self.pixels)] if keep else None
         removed = logits[-len(self.pixels) :] if remove else None
