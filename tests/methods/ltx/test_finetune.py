@@ -15,6 +15,7 @@ from torch import Tensor
 from saccade.errors import ModelError, UsageError
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
 from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.fold import fast_for_input_gradients
 from saccade.methods.ltx import finetune as finetune_module
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.finetune import FinetuneConfig, finetune
@@ -256,6 +257,24 @@ def test_an_image_gets_the_same_in_any_place_and_memory_format(
     turned = finetune(explainer, pixels.flip(0).contiguous(memory_format=torch.channels_last), LOSSES, config)
     assert torch.equal(found.mask, turned.mask.flip(0))
     assert torch.equal(found.step, turned.step.flip(0))
+
+
+@pytest.mark.parametrize("select", ["loss", "pos"])
+def test_another_form_of_the_classifier_may_be_asked(tiny_explainee: Explainee, pixels: Tensor, select: Any) -> None:
+    explainer = explainer_of(tiny_explainee)
+    folded = fast_for_input_gradients(tiny_explainee).model
+    calls = 0
+
+    def count(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal calls
+        calls += len(inputs[0])
+
+    folded.register_forward_hook(count)
+    config = FinetuneConfig(steps=3, score_every=1, select=select)
+    plain = finetune(explainer, pixels[:4], LOSSES, config)
+    fast = finetune(explainer, pixels[:4], LOSSES, config, classifier=folded)
+    torch.testing.assert_close(fast.mask, plain.mask, rtol=0, atol=1e-4)
+    assert calls == 4 * (fast.forwards - 1)  # all but the first look, which makes the mask too
 
 
 def test_what_it_cost_is_counted(tiny_explainee: Explainee, pixels: Tensor) -> None:
