@@ -17,7 +17,6 @@ from .objective import area_loss, evidence_loss, sorted_reference
 
 __all__ = ["INR", "draw_areas"]
 
-_ROOM = 0.9  # of the image that all parts together take at most
 _ENOUGH = 0.1  # area from which taking a mask away is asked to take the class away
 
 
@@ -36,11 +35,9 @@ def _losses(explainer: AmortizedExplainer, batch: Batch, config: AmortizedConfig
     field = explainer.predict(explainee.normalise(pixels), batch.target)
     field = Field(field.logits, field.target, field.hidden.float())
     masks = explainer.masks(field, areas)
-    shown, asked = masks, areas
+    shown = masks
     if config.parts > 1:  # (N, A + parts − 1, P)
-        area = areas[batch.seed % len(areas)][None].clamp_max(_ROOM / config.parts)
-        shown = torch.cat([masks, explainer.part_masks(field, area)[:, 1:]], 1)
-        asked = torch.cat([areas, area.expand(config.parts - 1)])
+        shown = torch.cat([masks, explainer.part_masks(field, areas[:1])[:, 1:]], 1)
     count, each = shown.shape[:2]
     large = explainer.upsample(shown.reshape(count * each, 1, *explainer.network.grid))
     large = large.reshape(count, each, *large.shape[2:])
@@ -62,18 +59,18 @@ def _losses(explainer: AmortizedExplainer, batch: Batch, config: AmortizedConfig
             heavy = (areas / _ENOUGH).clamp_max(1)
             terms[name] = (evidence_loss(None, logits, target, "delete").reshape(count, -1) * heavy).mean(1)
     if config.binary:
-        terms["binary"] = area_loss(shown, sorted_reference(asked, shown.shape[2])).mean(1)
+        terms["binary"] = area_loss(masks, sorted_reference(areas, masks.shape[2])).mean(1)
     if config.smooth:
-        maps = shown.reshape(count, each, *explainer.network.grid)
+        maps = masks.reshape(count, len(areas), *explainer.network.grid)
         down, across = maps.diff(dim=2).abs(), maps.diff(dim=3).abs()
-        terms["smooth"] = (down.sum((2, 3)) + across.sum((2, 3))).mean(1) / shown.shape[2]
+        terms["smooth"] = (down.sum((2, 3)) + across.sum((2, 3))).mean(1) / masks.shape[2]
     if config.nested and len(areas) > 1:
         terms["nested"] = (masks[:, :-1] - masks[:, 1:]).clamp_min(0).mean((1, 2))
     if config.elsewhere and batch.elsewhere is not None:
         outside = F.adaptive_avg_pool2d(batch.elsewhere, explainer.network.grid).flatten(2)
         room = 1 - outside.mean(2)  # (N, 1)
-        wrong = -(outside * (-shown.clamp_max(1 - 1e-6)).log1p()).mean(2)  # (N, A + parts − 1)
-        terms["elsewhere"] = (wrong * (asked < room)).mean(1)
+        wrong = -(outside * (-masks.clamp_max(1 - 1e-6)).log1p()).mean(2)  # (N, A)
+        terms["elsewhere"] = (wrong * (areas < room)).mean(1)
     return weighted(terms, config), dict.fromkeys(terms, masks)
 
 

@@ -319,19 +319,15 @@ def test_areas_are_drawn_evenly_on_a_logarithmic_scale() -> None:
     assert torch.equal(draw_areas(config, 7), drawn[7])
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_the_losses_are_those_of_the_images_one_by_one(explainee: Explainee, parts: int) -> None:
-    """Those of all masks; that the class goes is not asked of a part, which need not be all that shows it."""
-    explainer = built(explainee, class_conditional=True, gain=1.0, parts=parts)
-    config = AmortizedConfig(class_conditional=True, drawn=3, parts=parts)
+def test_the_losses_are_those_of_the_images_one_by_one(explainee: Explainee) -> None:
+    explainer = built(explainee, class_conditional=True, gain=1.0)
+    config = AmortizedConfig(class_conditional=True, drawn=3)
     raw, _, where = squares(3, 3)
     pixels = torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 255
     target = torch.tensor([0, 2, 1])
     elsewhere = torch.from_numpy(where)[:, None].float()
     baseline = torch.full((1, 3, 1, 1), 0.4)
     areas = draw_areas(config, 5)
-    of_parts = min(float(areas[5 % 3]), 0.9 / parts)
-    every = [*areas.tolist(), *[of_parts] * (parts - 1)]
     model: Any = explainee.model
     with torch.no_grad():
         losses, _ = INR.losses(explainer, Batch(pixels, baseline, target, elsewhere, 5), config)
@@ -339,9 +335,7 @@ def test_the_losses_are_those_of_the_images_one_by_one(explainee: Explainee, par
         for index in range(3):
             terms: dict[str, list[float]] = {name: [] for name in losses.terms}
             masks = explainer.masks(field, areas)[index]
-            all_parts = explainer.part_masks(field, torch.tensor([of_parts]))[index]
-            masks = torch.cat([masks, all_parts[1:]])
-            for number, area in enumerate(every):
+            for number, area in enumerate(areas.tolist()):
                 small = masks[number].reshape(1, 1, 16, 16)
                 mask = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
                 image = pixels[index : index + 1]
@@ -350,8 +344,7 @@ def test_the_losses_are_those_of_the_images_one_by_one(explainee: Explainee, par
                     for one in (mask, 1 - mask)
                 )
                 terms["preserve"].append(-math.log(kept))
-                if number < 3:
-                    terms["complement"].append(-min(1, area / 0.1) * math.log(1 - left))
+                terms["complement"].append(-min(1, area / 0.1) * math.log(1 - left))
                 ideal = torch.zeros(256)
                 whole = int(256 * area)
                 ideal[256 - whole :] = 1
@@ -363,7 +356,7 @@ def test_the_losses_are_those_of_the_images_one_by_one(explainee: Explainee, par
                 outside = F.avg_pool2d(elsewhere[index : index + 1], 2).flatten()
                 wrong = -(outside * (1 - masks[number]).log()).mean()
                 terms["elsewhere"].append(float(wrong) if area < 1 - outside.mean() else 0.0)
-            over = (masks[:2] - masks[1:3]).clamp(min=0).mean()
+            over = (masks[:-1] - masks[1:]).clamp(min=0).mean()
             for name in ("preserve", "complement", "binary", "smooth", "elsewhere"):
                 assert float(losses.terms[name][index]) == pytest.approx(np.mean(terms[name]), rel=1e-3, abs=1e-5)
             assert float(losses.terms["nested"][index]) == pytest.approx(float(over), abs=1e-6)
