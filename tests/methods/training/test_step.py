@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -150,9 +152,15 @@ def test_a_term_without_a_weight_costs_no_forward(tmp_path: Path, weights: dict[
     assert seen[-4:] == [8, 8, 8, 8]  # the images, and one view of them
 
 
-def test_a_checkpoint_from_before_these_settings_loads() -> None:
-    weights = Path(scenes_models.__file__).parent / "weights"
-    for form in ("shared", "own"):
-        explainer, record = load_checkpoint(weights / f"scenes_resnet_ltx_{form}")
-        assert (record.config.entropy, record.config.patience, record.best_step) == (0, 0, None)
-        assert not explainer.training
+def test_a_checkpoint_from_before_these_settings_loads(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(Path(scenes_models.__file__).parent / "weights" / "scenes_resnet_ltx_shared", folder)
+    stored = json.loads((folder / "checkpoint.json").read_text())
+    for name in ("entropy", "patience", "validate_every", "ema_decay", "start"):
+        stored["config"].pop(name)
+    for name in ("best_step", "best_score"):
+        stored.pop(name)
+    (folder / "checkpoint.json").write_text(json.dumps(stored))
+    explainer, record = load_checkpoint(folder)
+    assert (record.config.entropy, record.config.patience, record.best_step) == (0, 0, None)
+    assert not explainer.training
