@@ -10,7 +10,7 @@ import torch
 
 from ..contracts import Floats, Uint8
 from ..errors import SaccadeError, UsageError
-from ..methods.checkpoint import load_networks, read_history, read_record, save_samples
+from ..methods.checkpoint import has_checkpoint, load_networks, read_history, read_record, save_samples
 from ..methods.explainee import Explainee, load_explainee
 from ..methods.train import StepReport, masks_of, train_explainer
 from ..methods.trained import method_of
@@ -78,7 +78,7 @@ def _train(
 ) -> None:
     if config.patience and images.held_out is None:
         raise UsageError("--patience needs images to validate with, and the folder is too small; give --validation DIR")
-    before = _before(explainee, config)  # ahead of the training: what it starts from may not be there afterwards
+    before = _before(explainee, config, job.resume)  # ahead: what it starts from may not be there afterwards
     shown = images.shown(_SHOWN)
     validating = images.held_out is not None and config.validate_every > 0
 
@@ -110,29 +110,33 @@ def _train(
         _report(before, explainer, images, config, job.out, job.as_json)
 
 
-def _before(explainee: Explainee, config: TrainingConfig) -> TrainedExplainer:
-    """What the training begins with.
+def _before(explainee: Explainee, config: TrainingConfig, resume: bool) -> tuple[str, TrainedExplainer]:
+    """What the training began with, and what it is called; a resumed one needs its start no more, and is compared with
+    an untrained explainer where that has gone.
 
     Raises:
-        ModelError: a checkpoint to start from is not there any more.
+        ModelError: a checkpoint to start from is not there.
     """
     torch.manual_seed(config.seed)
     method = method_of(config)
     explainer = method.build(explainee, config)
-    if config.start:
-        load_networks([Path(folder) for folder in config.start], method.name, explainer.network)
-    return explainer
+    folders = [Path(folder) for folder in config.start]
+    if not folders or (resume and not all(map(has_checkpoint, folders))):
+        return "untrained", explainer
+    load_networks(folders, method.name, explainer.network)
+    return "before", explainer
 
 
 def _report(
-    before: TrainedExplainer,
+    before: tuple[str, TrainedExplainer],
     explainer: TrainedExplainer,
     images: TrainingData,
     config: TrainingConfig,
     out: Path,
     as_json: bool,
 ) -> None:
-    result = compare(before, explainer, images.reported, "before" if config.start else "untrained")
+    name, first = before
+    result = compare(first, explainer, images.reported, name)
     record = read_record(out)
     chosen = "; by these the best weights were chosen too" if config.patience and images.reports_validation else ""
     about = {

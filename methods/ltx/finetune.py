@@ -53,7 +53,7 @@ class FinetuneConfig:
         group: images that are computed together, always so many: the last ones are filled up. In batches of different
             sizes libraries round differently, and past a kink of the classifier the last digit of a mask grows to a
             tenth within a few steps; so an image gets the same to the last bit whatever it is tuned beside. 0 takes 4
-            on a CPU, 1 there with bf16, whose batches are no faster, and 16 elsewhere.
+            on a CPU, 1 there with bf16, and 16 elsewhere.
     """
 
     steps: int = 25

@@ -207,6 +207,18 @@ def test_a_training_that_starts_from_another_is_compared_with_it(
     assert report["data"].endswith("; by these the best weights were chosen too")
 
 
+def test_a_resumed_training_does_not_need_its_start(
+    saccade_command: Run, photos: Path, trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    start = Path(shutil.copytree(trained[0], tmp_path / "start"))
+    command = (*MODEL, "--data", photos, "--out", tmp_path / "run", "--steps", 1, "--json", "--start", start)
+    assert saccade_command(*command)[0] == 0
+    shutil.rmtree(start)
+    code, printed, _ = saccade_command(*command, "--resume")
+    assert code == 0
+    assert [explainer["name"] for explainer in json.loads(printed)["explainers"]] == ["untrained", "trained"]
+
+
 def test_people_get_a_table_and_the_next_command(saccade_command: Run, photos: Path, tmp_path: Path) -> None:
     code, printed, _ = saccade_command(*MODEL, "--data", photos, "--out", tmp_path / "run", "--steps", 2)
     assert code == 0
