@@ -44,8 +44,6 @@ class PipelineConfig:
             raise UsageError("there is at least one target class; -1 is the predicted one")
         if (self.batch_size is not None and self.batch_size < 1) or self.decode_threads < 1:
             raise UsageError("batch size and decode threads are at least 1")
-        if self.query and self.query.box != MaskQuery().box:
-            raise UsageError("images are explained as a whole; a part of one is rendered by the engine's run")
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,7 @@ def _explain_batch(engine: Engine, batch: list[_Loaded], config: PipelineConfig)
                     spec=manifest.image,
                     class_specific=manifest.class_specific,
                     milliseconds=milliseconds,
+                    box=(config.query or MaskQuery()).box,
                     diagnostics={key: float(values[here]) for key, values in answer.diagnostics.items()} | numbers,
                     variant=".".join(part for part in (name, kind) if part),
                 )

@@ -33,13 +33,14 @@ class ImageExplanation:
         probabilities: float32 (K,).
         target: index of the class that was asked for, or of the predicted class.
         class_names: one per class.
-        mask: float32 (h, w) in [0, 1], at the model's size; 1 keeps the pixel.
+        mask: float32 (h, w) in [0, 1], at the model's size or the one that was asked for; 1 keeps the pixel.
         spec: which part of the image the model saw.
         class_specific: the mask is about `target`; if not, it is about the predicted class whatever was asked.
         milliseconds: the time for this image's batch, divided by the batch; None where it was not measured.
         diagnostics: what the method says about itself, see `Explanation`.
         parts: masks like `mask`, which is all of them together, each with its name; the overlay shows each in a colour
             of its own. Empty where `mask` is one.
+        box: the part of what the model saw that `mask` covers, (left, top, right, bottom) as fractions of it.
         variant: which of several explanations of the same image this is, such as the class; its files' names end so.
     """
 
@@ -55,6 +56,7 @@ class ImageExplanation:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     variant: str = ""
     parts: Mapping[str, Floats] = field(default_factory=dict)
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
     @property
     def class_name(self) -> str:
@@ -77,12 +79,12 @@ class ImageExplanation:
         return [(self.class_names[i], float(self.probabilities[i])) for i in best]
 
     def mask_on_image(self) -> Floats:
-        """The mask at the image's own size, float32 (H, W); 0 where the model did not look."""
+        """The mask at the image's own size, float32 (H, W); 0 where the model did not look and outside the box."""
         return self._placed(self.mask)
 
     def _placed(self, mask: Floats) -> Floats:
         height, width = self.image.shape[:2]
-        left, top, right, bottom = self.spec.box(height, width)
+        left, top, right, bottom = _within(self.spec.box(height, width), self.box)
         scaled = Image.fromarray(np.ascontiguousarray(mask)).resize(
             (right - left, bottom - top), Image.Resampling.BILINEAR
         )
@@ -128,6 +130,16 @@ class ImageExplanation:
             **({} if self.milliseconds is None else {"milliseconds": round(self.milliseconds, 3)}),
             **{name: float(f"{value:.4g}") for name, value in self.diagnostics.items()},
         }
+
+
+def _within(outer: tuple[int, int, int, int], part: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """A part of a box of pixels, in whole pixels, at least one each way."""
+    edges = []
+    for low, high, first, last in zip(outer[:2], outer[2:], part[:2], part[2:], strict=True):
+        start = min(low + round(first * (high - low)), high - 1)
+        edges.append((start, max(start + 1, low + round(last * (high - low)))))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
 
 
 def together(parts: Sequence[ImageExplanation], name: str = "", **numbers: float) -> ImageExplanation:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Areas, any_json, engine_options
+from .options import Areas, Box, ImageSize, RemovedPixels, any_json, engine_options
 
 if TYPE_CHECKING:
     from .outcome import Outcome
@@ -92,6 +92,18 @@ __all__ = ["explain"]
     help="As --areas, but up to N masks without a common pixel, of the first of --areas each.",
 )
 @click.option(
+    "--size",
+    type=ImageSize(),
+    metavar="H[xW]",
+    help="Pixels of the masks of a bundle of train inr, as npz holds them. [default: the model's input size]",
+)
+@click.option(
+    "--box",
+    type=Box(),
+    metavar="L,T,R,B",
+    help="Render only this part of the masks of a bundle of train inr, as fractions of what the model sees.",
+)
+@click.option(
     "--objective",
     type=click.Choice(["preserve", "delete", "dual"]),
     default="preserve",
@@ -100,10 +112,11 @@ __all__ = ["explain"]
 )
 @click.option(
     "--baseline",
-    type=click.Choice(["blur", "pyramid", "mean", "black"]),
+    type=RemovedPixels(),
     default="blur",
     show_default=True,
-    help="With --method inr: what takes the place of a removed pixel.",
+    metavar="NAME|COLOUR",
+    help="With --method inr: what takes the place of a removed pixel: blur, pyramid, mean, black, or '#808080'.",
 )
 @click.option(
     "--margin",
@@ -171,6 +184,8 @@ def explain(
     weights: str | None,
     areas: tuple[float, ...],
     several: int | None,
+    size: tuple[int, int] | None,
+    box: tuple[float, float, float, float] | None,
     objective: str,
     baseline: str,
     margin: float,
@@ -198,6 +213,7 @@ def explain(
       saccade explain photos/ --checkpoint runs/ltx --finetune 25
       saccade explain cat.jpg --method inr --model torchvision:resnet50 --areas 0.05,0.1,0.2
       saccade explain cat.jpg --bundle functions --areas 0.03,0.08 --format mask
+      saccade explain cat.jpg --bundle functions --areas 0.1 --box 0,0,0.5,0.5 --size 512 --format npz
     """
     from PIL import Image
 
@@ -212,7 +228,8 @@ def explain(
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     pixels = int(max_megapixels * 1e6)
     if method is not None:
-        others = ("bundle", "engine", "providers", "threads", "checkpoint", "steps", "tune", "select", "precision")
+        others = ("bundle", "engine", "providers", "threads", "size", "box")
+        others += ("checkpoint", "steps", "tune", "select", "precision")
         _refuse_given(context, others, "does not go with --method")
         if spec is None:
             raise click.UsageError("--method needs the classifier: --model SPEC, such as torchvision:resnet50")
@@ -236,7 +253,7 @@ def explain(
         return explain_by_optimisation(find_images(list(paths)), job, out, formats, batch_size or 16, pixels, as_json)
     _refuse_given(context, ("objective", "baseline", "margin", "updates", "learning_rate"), "belongs to --method inr")
     if checkpoint is not None or steps is not None:
-        _refuse_given(context, ("areas", "several"), "does not go with --finetune")
+        _refuse_given(context, ("areas", "several", "size", "box"), "does not go with --finetune")
         _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")
         if checkpoint is None or steps is None:
             raise click.UsageError("--finetune STEPS and --checkpoint DIR go together")
@@ -278,8 +295,11 @@ def explain(
             err=True,
         )
     asked = areas if _is_given(context, "areas") else ()
-    query = MaskQuery(areas=asked, parts=several or 0) if asked or several else None
-    pipeline = PipelineConfig(batch_size=batch_size, targets=indices, query=query, max_pixels=pixels)
+    whole = MaskQuery()
+    query = MaskQuery(areas=asked, size=size, box=box or whole.box, parts=several or 0)
+    pipeline = PipelineConfig(
+        batch_size=batch_size, targets=indices, query=None if query == whole else query, max_pixels=pixels
+    )
     with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
         bar = progress.add_task("explaining", total=len(files) * len(indices))
         for result in explain_images(running, files, pipeline):

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["Areas", "BatchSizes", "any_json", "bundle_argument", "engine_options", "read_class_names", "resolve_model"]
+__all__ = [
+    "Areas",
+    "BatchSizes",
+    "Box",
+    "ImageSize",
+    "RemovedPixels",
+    "any_json",
+    "bundle_argument",
+    "engine_options",
+    "read_class_names",
+    "resolve_model",
+]
 
 SHORT_SPECS = {
     "scenes:resnet": "python:saccade.evaluate.scenes_models:resnet",
     "scenes:vit": "python:saccade.evaluate.scenes_models:vit",
     "scenes:context": "python:saccade.evaluate.scenes_models:context",
 }
+
+_REMOVED = ("blur", "pyramid", "mean", "black")
 
 
 def resolve_model(spec: str) -> str:
@@ -82,6 +96,51 @@ class BatchSizes(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         if not sizes or min(sizes) < 1:
             self.fail(f"'{value}' is not a list of batch sizes; write for example 1,8,32", param, ctx)
         return sizes
+
+
+class RemovedPixels(click.ParamType):  # type: ignore[type-arg]  # as above
+    """What takes the place of a removed pixel: the name of a baseline, or a colour."""
+
+    name = "baseline"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is neither."""
+        if value not in _REMOVED and not re.fullmatch("#[0-9a-fA-F]{6}", value):
+            self.fail(f"'{value}' is neither {', '.join(_REMOVED)} nor a colour like '#808080'", param, ctx)
+        return str(value)
+
+
+class ImageSize(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Height and width as ``480x640``, or one number for both."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Parse one or two positive integers."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(value))
+        if not found:
+            self.fail(f"'{value}' is not a size in pixels; write 448, or 480x640 for height and width", param, ctx)
+        return int(found[1]), int(found[2] or found[1])
+
+
+class Box(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A part of an image as ``left,top,right,bottom``, each a fraction of it."""
+
+    name = "box"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse four numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            left, top, right, bottom = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not left,top,right,bottom; write for example 0.25,0,0.75,0.5", param, ctx)
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            self.fail(f"'{value}' is not a part of the image: fractions left < right and top < bottom", param, ctx)
+        return left, top, right, bottom
 
 
 class Areas(click.ParamType):  # type: ignore[type-arg]  # as above

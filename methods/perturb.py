@@ -7,6 +7,7 @@ which a pixel goes as its mask falls (Fong et al. 2019), so that half a mask is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -14,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import UsageError, suggest
 
-__all__ = ["BASELINES", "REPLACEMENTS", "Baseline", "Replacement", "make_baseline", "one_each", "perturb"]
+__all__ = ["BASELINES", "REPLACEMENTS", "Baseline", "checked_replacement", "make_baseline", "one_each", "perturb"]
 
 Baseline = Literal["black", "mean", "blur"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-Replacement = Literal["black", "mean", "blur", "pyramid"]
-REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
+REPLACEMENTS = (*BASELINES, "pyramid")  # or a colour
+_COLOUR = re.compile("#[0-9a-fA-F]{6}")
 _LEVELS = 8  # of a pyramid, the image itself among them
 
 
@@ -42,9 +43,21 @@ def perturb(images: Tensor, mask: Tensor, baseline: Tensor) -> Tensor:
     return mask * images + (1 - mask) * baseline  # in this form exact at 0 and 1
 
 
-def make_baseline(images: Tensor, kind: Replacement, mean: Sequence[float]) -> Tensor:
-    """What replaces a removed pixel: black (as published for LTX), the mean colour of the training data, the blurred
-    image, or a pyramid of eight images from the image itself to that one, of standard deviations in equal steps.
+def checked_replacement(kind: str) -> str:
+    """The kind of baseline as it is.
+
+    Raises:
+        UsageError: it is neither one of `REPLACEMENTS` nor a colour such as ``#808080``.
+    """
+    if kind not in REPLACEMENTS and not _COLOUR.fullmatch(kind):
+        raise UsageError(f"unknown baseline '{kind}', nor is it a colour like #808080; {suggest(kind, REPLACEMENTS)}")
+    return kind
+
+
+def make_baseline(images: Tensor, kind: str, mean: Sequence[float]) -> Tensor:
+    """What replaces a removed pixel: black (as published for LTX), the mean colour of the training data, another colour
+    (``#rrggbb``), the blurred image, or a pyramid of eight images from the image itself to that one, of standard
+    deviations in equal steps.
 
     Args:
         images: (N, 3, H, W) in [0, 1].
@@ -63,7 +76,8 @@ def make_baseline(images: Tensor, kind: Replacement, mean: Sequence[float]) -> T
     if kind == "pyramid":
         widths = [images.shape[-1] / 16 * level / (_LEVELS - 1) for level in range(1, _LEVELS)]
         return torch.stack([images, *(_gaussian_blur(images, sigma) for sigma in widths)], 1)
-    raise UsageError(f"unknown baseline '{kind}'; there are: {', '.join(REPLACEMENTS)}")
+    red_green_blue = bytes.fromhex(checked_replacement(kind)[1:])
+    return images.new_tensor(tuple(red_green_blue)).view(1, 3, 1, 1) / 255
 
 
 def one_each(baseline: Tensor, count: int) -> Tensor:

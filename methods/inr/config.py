@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ...errors import UsageError, suggest
-from ..perturb import REPLACEMENTS, Replacement
+from ..perturb import checked_replacement
 
 __all__ = ["OBJECTIVES", "INRConfig", "Objective", "checked_areas", "grid_of"]
 
@@ -23,7 +23,7 @@ class INRConfig:
         areas: fractions of the image that a mask keeps, in (0, 1); all of them are optimised together.
         objective: ``"preserve"``, what the mask keeps must be enough; ``"delete"``, without it the class must go;
             ``"dual"``, both.
-        baseline: what replaces a removed pixel, see `make_baseline`.
+        baseline: what replaces a removed pixel, a name or a colour, see `make_baseline`.
         steps: updates at most.
         learning_rate: peak of the schedule, of Adam.
         warmup: fraction of the steps in which learning rate and area weight rise; then the rate falls as a cosine.
@@ -40,7 +40,7 @@ class INRConfig:
 
     areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
     objective: Objective = "preserve"
-    baseline: Replacement = "blur"
+    baseline: str = "blur"
     steps: int = 300
     learning_rate: float = 3e-3
     warmup: float = 0.1
@@ -57,8 +57,7 @@ class INRConfig:
         checked_areas(self.areas)
         if self.objective not in OBJECTIVES:
             raise UsageError(f"unknown objective '{self.objective}'; {suggest(self.objective, OBJECTIVES)}")
-        if self.baseline not in REPLACEMENTS:
-            raise UsageError(f"unknown baseline '{self.baseline}'; {suggest(self.baseline, REPLACEMENTS)}")
+        checked_replacement(self.baseline)
         if min(self.steps, self.width, self.layers, self.features) < 1 or min(self.grid, self.patience) < 0:
             raise UsageError("steps, width, layers and features are at least 1; grid and patience are not negative")
         if not 0 <= self.warmup < 1:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ..explainee import Explainee, guest
 from ..features import device_of
-from ..perturb import Replacement, make_baseline, one_each, perturb
+from ..perturb import checked_replacement, make_baseline, one_each, perturb
 from ..representation import classes_to_explain
 from .config import checked_areas
 from .objective import area_loss, sorted_reference
@@ -30,6 +30,7 @@ _REACH = 6  # lattice steps to each side that the maximum looks at: two standard
 _COLDNESS = 20.0
 _AREA_WEIGHT, _GROWTH = 300.0, 1.0035
 _MOMENTUM = 0.9  # and dampening
+_FLOATS = 2**26  # that the smooth maximum holds at once, a few times over; so many masks go through the classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,13 @@ class ExtremalConfig:
     """
 
     areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
-    baseline: Replacement = "blur"
+    baseline: str = "blur"
     steps: int = 800
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
         checked_areas(self.areas)
+        checked_replacement(self.baseline)
         if self.steps < 1 or not 0 < self.learning_rate < math.inf:
             raise UsageError("steps are at least 1, and the learning rate is positive and finite")
 
@@ -64,6 +66,9 @@ class SmoothMaximum:
     Args:
         size: (height, width) of the mask; divisible by 32.
         device: where masks are made.
+
+    Attributes:
+        floats: numbers that are held for one mask on the way.
     """
 
     def __init__(self, size: tuple[int, int], device: torch.device) -> None:
@@ -78,6 +83,7 @@ class SmoothMaximum:
         distance = (squares[0][:, None, :, None] + squares[1][None, :, None, :]).sqrt() / _SMOOTHING
         kernel = torch.exp(-2 * (distance - 0.5).clamp_min(0).square())
         self.kernel = kernel.flatten(2).flatten(0, 1).to(device)  # (offsets, neighbours)
+        self.floats = self.kernel.numel() * _CELLS**2
 
     def __call__(self, lattice: Tensor) -> Tensor:
         """(M, 32, 32) to masks (M, H, W)."""
@@ -117,7 +123,7 @@ def extremal_masks(
     baseline = one_each(make_baseline(pixels, config.baseline, explainee.image_spec.mean), len(pixels))
     areas = torch.tensor(config.areas, device=device)
     reference = sorted_reference(areas, size[0] * size[1])
-    count = len(pixels)
+    count, at_once = len(pixels), max(1, _FLOATS // enlarge.floats)
     lattice = torch.ones(count, len(areas), _CELLS, _CELLS, device=device, requires_grad=True)
     speed = torch.zeros_like(lattice)
     with guest(explainee.model):
@@ -125,14 +131,14 @@ def extremal_masks(
             chosen = classes_to_explain(explainee.model(explainee.normalise(pixels)), target)
         weight = _AREA_WEIGHT
         for step in range(config.steps):
-            for index in range(count):  # image by image: what the maximum looks at fills the memory
-                masks = enlarge(lattice[index])
-                shown = perturb(pixels[index][None], masks[:, None], baseline[index][None])
+            for which in torch.arange(count * len(areas), device=device).split(at_once):
+                image, area = which // len(areas), which % len(areas)
+                masks = enlarge(lattice[image, area])
+                shown = perturb(pixels[image], masks[:, None], baseline[image])
                 if step % 2:
                     shown = shown.flip(3)
-                score = explainee.model(explainee.normalise(shown))[:, int(chosen[index])]
-                loss = weight * area_loss(masks.flatten(1)[None], reference).sum() - score.sum()
-                loss.backward()
+                score = explainee.model(explainee.normalise(shown)).gather(1, chosen[image, None])
+                (weight * area_loss(masks.flatten(1)[:, None], reference[area, None]).sum() - score.sum()).backward()
             assert lattice.grad is not None, "the loss depends on the lattice"
             with torch.no_grad():
                 speed.mul_(_MOMENTUM).add_(lattice.grad, alpha=1 - _MOMENTUM)
@@ -141,4 +147,5 @@ def extremal_masks(
             weight *= _GROWTH
             on_step(step + 1)
     with torch.no_grad():
-        return torch.stack([enlarge(one) for one in lattice])
+        parts = [enlarge(part) for part in lattice.flatten(0, 1).split(at_once)]
+        return torch.cat(parts).reshape(count, len(areas), *size)

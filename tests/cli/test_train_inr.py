@@ -59,6 +59,26 @@ def test_a_network_is_trained_exported_and_asked_for_any_areas(
         if "mask 1" in variants:
             assert int((masks[:2] > 0.5).sum(0).max()) <= 1
 
+    masks_of: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, options in (("whole", ("--size", "80x120")), ("part", ("--size", "40x30", "--box", "0.5,0,0.75,0.5"))):
+        out = tmp_path / name
+        code, said, _ = saccade_command(
+            "explain", photos / "00.png", "--bundle", bundle, "--areas", "0.3", *options, "--out", out, "--json",
+            "--format", "npz", "--format", "mask", "--format", "overlay",
+        )  # fmt: skip
+        assert code == 0
+        files = json.loads(said)["files"]
+        with Image.open(out / files["mask"]) as picture:
+            masks_of[name] = np.load(out / files["npz"])["mask"], np.asarray(picture)
+    whole, part = masks_of["whole"], masks_of["part"]
+    assert whole[0].shape == (80, 120)
+    np.testing.assert_allclose(part[0], whole[0][:40, 60:90], atol=1e-5)
+    np.testing.assert_allclose(part[1][:19, 21:29].astype(int), whole[1][:19, 21:29].astype(int), atol=2)
+    assert part[1].shape == whole[1].shape == (40, 40)
+    assert not part[1][20:].any()
+    assert not part[1][:, :20].any()
+    assert not part[1][:, 30:].any()
+
     code, said, _ = saccade_command(
         "explain", photos / "00.png", "--bundle", bundle, "--areas", "0.04,0.2", "--out", tmp_path / "table"
     )
@@ -74,10 +94,20 @@ def test_a_network_is_trained_exported_and_asked_for_any_areas(
 def test_what_a_network_cannot_do_is_said(
     saccade_command: Run, photos: Path, tmp_path: Path, tiny_bundle_kept: Path
 ) -> None:
-    for options in (("--areas", "0.1"), ("--several", 2)):
+    for options in (("--areas", "0.1"), ("--several", 2), ("--size", "64"), ("--box", "0,0,0.5,0.5")):
         code, _, said = saccade_command("explain", photos, "--bundle", tiny_bundle_kept, *options)
         assert code == 1
         assert "functions of both are trained with: saccade train inr" in said
+    for options, reason in (
+        (("--size", "0"), "'0' is not a size in pixels"),
+        (("--size", "64x"), "'64x' is not a size in pixels"),
+        (("--box", "0,0,1"), "not left,top,right,bottom"),
+        (("--box", "0.5,0,0.5,1"), "not a part of the image"),
+        (("--box", "nan,0,1,1"), "not a part of the image"),
+    ):
+        code, _, said = saccade_command("explain", photos, "--bundle", tiny_bundle_kept, *options)
+        assert code == 2
+        assert reason in " ".join(said.split())
     train = ("train", "inr", "--model", "python:squares:random_model", "--data", photos, "--steps", 1)
     code, _, said = saccade_command(*train, "--areas", "0.1,1.2", "--out", tmp_path / "a")
     assert code == 1

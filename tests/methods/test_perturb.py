@@ -65,7 +65,7 @@ def test_the_blurred_baseline_is_scipys_gaussian(rng: np.random.Generator, size:
     np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", REPLACEMENTS)
+@pytest.mark.parametrize("kind", [*REPLACEMENTS, "#336699"])
 def test_one_image_has_many_masks(rng: np.random.Generator, kind: str) -> None:
     image, masks = random_images(rng, 1, 3, 16, 16), random_images(rng, 5, 1, 16, 16)
     baseline = make_baseline(image, kind, (0.1, 0.2, 0.3))
@@ -111,13 +111,22 @@ def test_a_pyramid_is_blurred_as_much_as_the_mask_lacks(rng: np.random.Generator
     assert torch.equal(perturb(images, torch.zeros(2, 1, 24, 32), whole), make_baseline(images, "blur", (0, 0, 0)))
 
 
-@pytest.mark.parametrize("kind", REPLACEMENTS)
+@pytest.mark.parametrize("kind", [*REPLACEMENTS, "#336699"])
 def test_a_baseline_has_the_precision_of_the_images(rng: np.random.Generator, kind: str) -> None:
     images = random_images(rng, 1, 3, 16, 16)
     for dtype in (torch.float32, torch.float64):
         assert make_baseline(images.to(dtype), kind, (0.1, 0.2, 0.3)).dtype == dtype
 
 
-def test_an_unknown_baseline_is_answered_with_those_there_are(rng: np.random.Generator) -> None:
-    with pytest.raises(UsageError, match=r"unknown baseline 'grey'; there are: black, mean, blur, pyramid"):
-        make_baseline(random_images(rng, 1, 3, 4, 4), "grey", (0, 0, 0))
+def test_a_colour_is_three_bytes(rng: np.random.Generator) -> None:
+    found = perturb(
+        random_images(rng, 2, 3, 4, 4), torch.zeros(2, 1, 4, 4), make_baseline(torch.zeros(1, 3, 4, 4), "#0080fF", ())
+    )
+    expected = torch.tensor([0, 128 / 255, 1]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["grey", "#12345", "#1234567", "123456", "#12345g", ""])
+def test_an_unknown_baseline_is_answered_with_those_there_are(rng: np.random.Generator, kind: str) -> None:
+    with pytest.raises(UsageError, match=rf"unknown baseline '{kind}', .* #808080; there are: black, mean, blur, pyr"):
+        make_baseline(random_images(rng, 1, 3, 4, 4), kind, (0, 0, 0))

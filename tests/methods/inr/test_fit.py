@@ -16,6 +16,7 @@ from saccade.errors import ModelError, UsageError
 from saccade.evaluate.scenes import SceneConfig, SceneSource
 from saccade.methods.explainee import Explainee, fingerprint, load_explainee
 from saccade.methods.fold import fast_for_input_gradients
+from saccade.methods.inr import extremal as extremal_module
 from saccade.methods.inr import several as several_module
 from saccade.methods.inr.config import INRConfig, grid_of
 from saccade.methods.inr.extremal import ExtremalConfig, SmoothMaximum, extremal_masks
@@ -350,10 +351,21 @@ def test_a_lattice_s_smooth_maximum_is_its_formula() -> None:
         assert float(found[1, row, column]) == pytest.approx(min(1.0, expected), abs=1e-5)
 
 
+def test_extremal_masks_are_the_same_however_many_are_held_at_once(
+    squares: Explainee, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ExtremalConfig(areas=(0.1, 0.2, 0.3), baseline="#404040", steps=20)
+    expected = extremal_masks(squares, pixels, config)
+    monkeypatch.setattr(extremal_module, "_FLOATS", 2 * SmoothMaximum((SIZE, SIZE), torch.device("cpu")).floats)
+    torch.testing.assert_close(extremal_masks(squares, pixels, config), expected, atol=1e-5, rtol=0)
+
+
 def test_extremal_perturbations_lie_on_the_evidence(squares: Explainee, pixels: Tensor) -> None:
     masks = extremal_masks(squares, pixels[:2], ExtremalConfig(areas=(0.1,), baseline="mean", steps=800))
     assert masks.shape == (2, 1, SIZE, SIZE)
     assert masks.mean((1, 2, 3)).tolist() == pytest.approx([0.1] * 2, abs=0.02)
     assert inside(masks[1, 0], STRONG) > 0.5
+    alone = extremal_masks(squares, pixels[1:2], ExtremalConfig(areas=(0.1,), baseline="mean", steps=800))
+    torch.testing.assert_close(alone[0], masks[1], atol=1e-3, rtol=0)
     with pytest.raises(UsageError, match="divisible by 32"):
         SmoothMaximum((50, 64), torch.device("cpu"))
