@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from squares import squares
 
+from saccade.accel.bundle import open_bundle
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -73,11 +75,18 @@ def test_a_network_is_trained_exported_and_asked_for_any_areas(
     whole, part = masks_of["whole"], masks_of["part"]
     assert whole[0].shape == (80, 120)
     np.testing.assert_allclose(part[0], whole[0][:40, 60:90], atol=1e-5)
-    np.testing.assert_allclose(part[1][:19, 21:29].astype(int), whole[1][:19, 21:29].astype(int), atol=2)
-    assert part[1].shape == whole[1].shape == (40, 40)
-    assert not part[1][20:].any()
-    assert not part[1][:, :20].any()
-    assert not part[1][:, 30:].any()
+    assert part[1].shape == whole[1].shape == (32, 32)
+    left, top, right, bottom = open_bundle(bundle).manifest.image.box(32, 32)
+    width, height = right - left, bottom - top
+    for name, (mask, picture) in masks_of.items():
+        first, last = (left, right) if name == "whole" else (left + round(width / 2), left + round(3 * width / 4))
+        end = bottom if name == "whole" else top + round(height / 2)
+        expected = Image.fromarray(np.ascontiguousarray(mask)).resize(
+            (last - first, end - top), Image.Resampling.BILINEAR
+        )
+        np.testing.assert_allclose(picture[top:end, first:last], 255 * np.asarray(expected), atol=0.51)
+        assert not np.delete(picture.copy(), slice(top, end), 0)[:, first:last].any()
+        assert not np.delete(picture.copy(), slice(first, last), 1).any()
 
     code, said, _ = saccade_command(
         "explain", photos / "00.png", "--bundle", bundle, "--areas", "0.04,0.2", "--out", tmp_path / "table"
