@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def shape_of(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dic
 
 
 def together(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dict[str, float]:
-    """16 images at once against one by one."""
+    """16 images at once against one by one, and against every mask by itself."""
     pixels = to_pixels(scenes.images[:BATCH])
     began = time.perf_counter()
     batch = fit_masks(explainee, pixels, config)
@@ -104,11 +105,57 @@ def together(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dic
         alone.append(time.perf_counter() - began)
         size = explainee.image_spec.size
         worst = max(worst, float((one.render(*size)[0] - batch.render(*size)[index]).abs().max()))
+    began = time.perf_counter()
+    for area in config.areas:
+        fit_masks(explainee, pixels[:1], replace(config, areas=(area,)))
+    single = time.perf_counter() - began
     return {
         "seconds per image, 16 together": at_once,
         "seconds per image, alone": float(np.median(alone)),
+        "seconds per image, every mask alone": single,
+        "times faster together than every mask alone": single / at_once,
         "times faster together": float(np.median(alone)) / at_once,
         "together against alone, max |Δ|": worst,
+    }
+
+
+def compared(
+    explainee: Explainee, scenes: SceneBatch, config: INRConfig, extremal: ExtremalConfig, table: Table, model: str
+) -> dict[str, Any]:
+    """Coordinate networks beside extremal perturbations on all scenes, a row in the table for each."""
+    forwards: list[int] = []
+
+    def fitted(pixels: Tensor) -> Tensor:
+        found = fit_masks(explainee, pixels, config)
+        forwards.extend(found.forwards.tolist())
+        return found.render(*explainee.image_spec.size)
+
+    def lattice(pixels: Tensor) -> Tensor:
+        return extremal_masks(explainee, pixels, extremal)
+
+    rows, about = {}, {}
+    for name, find in (("coordinate network", fitted), ("extremal perturbations", lattice)):
+        masks, seconds = in_batches(scenes, find)
+        rows[name] = quality(explainee, scenes, masks)
+        inside = precision(masks, scenes).mean(0)
+        passes = float(np.mean(forwards)) if find is fitted else float(extremal.steps * len(AREAS) + 1)
+        value = estimate(make_metrics(METRICS)[0], rows[name][METRICS[0]])
+        about[name] = {
+            "insertion-deletion": value.value,
+            "interval": [value.low, value.high],
+            "on the digit, by area": inside.tolist(),
+            "area error, mean": float((masks.mean((2, 3)) - torch.tensor(AREAS)).abs().mean()),
+            "forwards": passes,
+            "seconds per image": seconds,
+        }
+        inside_shown = " ".join(f"{one:.3f}" for one in inside)
+        table.add_row(model, name, f"{value.value:.4f}", inside_shown, f"{passes:.0f}", f"{seconds:.2f}")
+    change = difference(make_metrics(METRICS)[0], *(rows[name][METRICS[0]] for name in rows))
+    return {
+        "scenes": len(scenes.images),
+        **about,
+        "difference": [change.value, change.low, change.high],
+        "masks": shape_of(scenes, explainee, config),
     }
 
 
@@ -119,6 +166,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--extremal-steps", type=int, default=800)
     parser.add_argument("--baseline", default="blur")
+    parser.add_argument("--only", choices=("quality", "time"), help="quality may be measured beside other work")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     scenes = SceneSource("test").batch(range(FIRST, FIRST + arguments.count))
@@ -128,61 +176,20 @@ def main() -> None:
         explainee = fast_for_input_gradients(load_explainee(f"python:saccade.evaluate.scenes_models:{model}"))
         config = INRConfig(areas=AREAS, steps=arguments.steps, baseline=arguments.baseline)
         extremal = ExtremalConfig(areas=AREAS, steps=arguments.extremal_steps, baseline=arguments.baseline)
-        size = explainee.image_spec.size
-        forwards: list[int] = []
-
-        def fitted(
-            pixels: Tensor,
-            explainee: Explainee = explainee,
-            config: INRConfig = config,
-            size: tuple[int, int] = size,
-            forwards: list[int] = forwards,
-        ) -> Tensor:
-            found = fit_masks(explainee, pixels, config)
-            forwards.extend(found.forwards.tolist())
-            return found.render(*size)
-
-        def lattice(pixels: Tensor, explainee: Explainee = explainee, extremal: ExtremalConfig = extremal) -> Tensor:
-            return extremal_masks(explainee, pixels, extremal)
-
-        rows, about = {}, {}
-        for name, find in (("coordinate network", fitted), ("extremal perturbations", lattice)):
-            masks, seconds = in_batches(scenes, find)
-            rows[name] = quality(explainee, scenes, masks)
-            inside = precision(masks, scenes).mean(0)
-            passes = float(np.mean(forwards)) if find is fitted else float(extremal.steps * len(AREAS) + 1)
-            value = estimate(make_metrics(METRICS)[0], rows[name][METRICS[0]])
-            about[name] = {
-                "insertion-deletion": value.value,
-                "interval": [value.low, value.high],
-                "on the digit, by area": inside.tolist(),
-                "area error, mean": float((masks.mean((2, 3)) - torch.tensor(AREAS)).abs().mean()),
-                "forwards": passes,
-                "seconds per image": seconds,
-            }
-            table.add_row(
-                model,
-                name,
-                f"{value.value:.4f}",
-                " ".join(f"{one:.3f}" for one in inside),
-                f"{passes:.0f}",
-                f"{seconds:.2f}",
-            )
-        change = difference(make_metrics(METRICS)[0], *(rows[name][METRICS[0]] for name in rows))
-        results.append(
-            {
-                "model": model,
-                "scenes": len(scenes.images),
-                **about,
-                "difference": [change.value, change.low, change.high],
-                "masks": shape_of(scenes, explainee, config),
-                "together": together(scenes, explainee, config),
-            }
-        )
-        Console(stderr=True).print(results[-1], markup=False)
+        row: dict[str, Any] = {"model": model}
+        if arguments.only != "time":
+            row |= compared(explainee, scenes, config, extremal, table, model)
+        if arguments.only != "quality":
+            row["together"] = together(scenes, explainee, config)
+        results.append(row)
+        Console(stderr=True).print(row, markup=False)
     Console(width=140).print(table)
     if not arguments.dry:
-        RESULTS.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1) + "\n")
+        stored = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+        known = {row["model"]: row for row in stored}
+        for row in results:
+            known[row["model"]] = known.get(row["model"], {}) | row | {"machine": machine()}
+        RESULTS.write_text(json.dumps({"rows": list(known.values())}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -114,10 +114,23 @@ def _methods(model: str, out: Path, status: Callable[[str], None], console: Cons
     exports |= {title: _gradient(model, method) for method, title in GRADIENTS[model].items()}
     methods = [_prepare(title, out, export, status, console) for title, export in exports.items()]
     if model == "scenes:resnet":
+        functions = _once(_trained(model, "inr"))
         for title, (areas, parts) in FUNCTIONS.items():
             query = MaskQuery(areas=areas, parts=parts)
-            methods.append(_prepare(title, out, _trained(model, "inr"), status, console, query))
+            methods.append(_prepare(title, out, functions, status, console, query))
     return methods
+
+
+def _once(export: Export) -> Export:
+    """An export whose bundle is made by the first call and kept."""
+    made: list[Bundle] = []
+
+    def kept(folder: Path, on_stage: Callable[[str], None]) -> Bundle:
+        if not made:
+            made.append(export(folder, on_stage))
+        return made[0]
+
+    return kept
 
 
 def _gradient(model: str, method: str) -> Export:

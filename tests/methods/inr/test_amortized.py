@@ -229,6 +229,19 @@ def test_the_committed_network_passes_the_gate(tmp_path: Path) -> None:
     assert bundle.manifest.parity.batch_max_abs < 1e-4
     masks = open_engine(bundle).run(scenes.images, None, MaskQuery(areas=(0.05, 0.2))).mask
     np.testing.assert_allclose(masks.mean((2, 3)), np.broadcast_to([0.05, 0.2], (16, 2)), atol=1e-3)
+    areas = tuple(np.geomspace(0.02, 0.5, 8))
+    scenes = SceneSource("test", SceneConfig()).batch(range(100, 228))
+    masks = np.concatenate(
+        [open_engine(bundle).run(part, None, MaskQuery(areas=areas)).mask for part in np.split(scenes.images, 8)]
+    )
+    assert ((masks > 0.1) & (masks < 0.9)).mean() < 0.065
+    assert (masks[:, :-1] > masks[:, 1:] + 0.01).mean() < 0.005
+    peaks = [np.unravel_index(int(mask.argmax()), mask.shape) for mask in masks.mean(1)]
+    hits = [
+        left <= x < right and top <= y < bottom
+        for (y, x), (left, top, right, bottom) in zip(peaks, scenes.boxes, strict=True)
+    ]
+    assert np.mean(hits) >= 0.95
 
 
 @pytest.mark.parametrize("wrong", ["render", "render_parts"])
