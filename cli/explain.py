@@ -228,8 +228,8 @@ def explain(
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     pixels = int(max_megapixels * 1e6)
     if method is not None:
-        others = ("bundle", "engine", "providers", "threads", "size", "box")
-        others += ("checkpoint", "steps", "tune", "select", "precision")
+        others = ["bundle", "engine", "providers", "threads", "size", "box"]
+        others += ["checkpoint", "steps", "tune", "select", "precision"]
         _refuse_given(context, others, "does not go with --method")
         if spec is None:
             raise click.UsageError("--method needs the classifier: --model SPEC, such as torchvision:resnet50")
@@ -244,7 +244,7 @@ def explain(
         config = INRConfig(
             areas=areas,
             objective=objective,  # type: ignore[arg-type]
-            baseline=baseline,  # type: ignore[arg-type]
+            baseline=baseline,
             steps=updates,
             learning_rate=learning_rate,
         )

@@ -123,7 +123,8 @@ def extremal_masks(
     baseline = one_each(make_baseline(pixels, config.baseline, explainee.image_spec.mean), len(pixels))
     areas = torch.tensor(config.areas, device=device)
     reference = sorted_reference(areas, size[0] * size[1])
-    count, at_once = len(pixels), max(1, _FLOATS // enlarge.floats)
+    count = len(pixels)
+    parts = -(-count * len(areas) // max(1, _FLOATS // enlarge.floats))
     lattice = torch.ones(count, len(areas), _CELLS, _CELLS, device=device, requires_grad=True)
     speed = torch.zeros_like(lattice)
     with guest(explainee.model):
@@ -131,7 +132,7 @@ def extremal_masks(
             chosen = classes_to_explain(explainee.model(explainee.normalise(pixels)), target)
         weight = _AREA_WEIGHT
         for step in range(config.steps):
-            for which in torch.arange(count * len(areas), device=device).split(at_once):
+            for which in torch.arange(count * len(areas), device=device).tensor_split(parts):
                 image, area = which // len(areas), which % len(areas)
                 masks = enlarge(lattice[image, area])
                 shown = perturb(pixels[image], masks[:, None], baseline[image])
@@ -147,5 +148,5 @@ def extremal_masks(
             weight *= _GROWTH
             on_step(step + 1)
     with torch.no_grad():
-        parts = [enlarge(part) for part in lattice.flatten(0, 1).split(at_once)]
-        return torch.cat(parts).reshape(count, len(areas), *size)
+        found = [enlarge(part) for part in lattice.flatten(0, 1).tensor_split(parts)]
+        return torch.cat(found).reshape(count, len(areas), *size)

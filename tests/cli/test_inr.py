@@ -73,7 +73,7 @@ def test_an_image_that_diverges_does_not_stop_the_others(
 
 
 def test_several_masks_have_no_pixel_in_common(saccade_command: Run, tmp_path: Path) -> None:
-    scene = SceneSource("test", SceneConfig(variant="context")).scene(0)  # the classifier knows it by either
+    scene = SceneSource("test", SceneConfig(variant="context")).scene(3)  # the classifier knows it by either
     Image.fromarray(scene.image).save(tmp_path / "either.png")
     code, said, _ = saccade_command(
         "explain", tmp_path / "either.png", "--method", "inr", "--model", "scenes:context", "--several", 2, "--areas",
