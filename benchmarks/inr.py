@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -46,10 +47,11 @@ def to_pixels(images: Uint8) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
-def in_batches(scenes: SceneBatch, find: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+def in_batches(scenes: SceneBatch, find: Callable[[Tensor], Tensor], title: str) -> tuple[Tensor, float]:
     """The masks of all scenes, and seconds per image."""
     began = time.perf_counter()
-    parts = [find(to_pixels(scenes.images[at : at + BATCH])) for at in range(0, len(scenes.images), BATCH)]
+    starts = track(range(0, len(scenes.images), BATCH), title, console=Console(stderr=True))
+    parts = [find(to_pixels(scenes.images[at : at + BATCH])) for at in starts]
     return torch.cat(parts), (time.perf_counter() - began) / len(scenes.images)
 
 
@@ -135,7 +137,7 @@ def compared(
 
     rows, about = {}, {}
     for name, find in (("coordinate network", fitted), ("extremal perturbations", lattice)):
-        masks, seconds = in_batches(scenes, find)
+        masks, seconds = in_batches(scenes, find, f"{model}, {name}")
         rows[name] = quality(explainee, scenes, masks)
         inside = precision(masks, scenes).mean(0)
         passes = float(np.mean(forwards)) if find is fitted else float(extremal.steps * len(AREAS) + 1)
