@@ -27,7 +27,8 @@ _GAIN = 1e-3  # of the objective, that counts as better
 _MEMORY = 0.9  # of the running mean of an objective
 _WIDE = 0.5  # area with which every mask begins, if its own is smaller
 _NARROWED = 0.4  # fraction of the steps after which it has its own
-_AT_ONCE = 64  # images that go through the classifier together
+_AT_ONCE = 16  # masks that go through networks and classifier together: what they need stays in a processor's caches
+_AT_ONCE_ON_GPU = 64
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class _Run:
         with torch.no_grad():
             self.logits = explainee.model(explainee.normalise(self.pixels))
         self.target = classes_to_explain(self.logits, target)
+        self.at_once = _AT_ONCE if device.type == "cpu" else _AT_ONCE_ON_GPU
         self.networks = CoordinateNetworks(len(pixels), config).to(device)
         self.done = CoordinateNetworks(len(pixels), config).to(device)
         self.left = torch.arange(len(pixels), device=device)  # which images the networks belong to
@@ -164,16 +166,22 @@ class _Run:
 
     def _update(self, optimizer: torch.optim.Optimizer, areas: Tensor, weight: float, step: int) -> Tensor:
         """One update of masks of some areas; the objective of each image, with the area's weight as configured."""
-        free = None if self.free is None else self.free[self.left]
-        masks = masks_of_area(self.networks(self.points, areas), areas, free)
-        leaf = masks.detach().requires_grad_(True)
-        evidence = self._evidence(leaf)
-        area = area_loss(masks, sorted_reference(areas, masks.shape[2]))
         optimizer.zero_grad(set_to_none=True)
-        assert leaf.grad is not None, "the evidence depends on the masks"
-        total = (masks * leaf.grad).sum() + weight * area.mean(1).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        value = evidence.mean(1) + self.config.area_weight * area.detach().mean(1)
+        values = []
+        at_once = max(1, self.at_once // len(areas))
+        for start in range(0, len(self.left), at_once):
+            images = self.left[start : start + at_once]
+            free = None if self.free is None else self.free[images]
+            logits = self.networks(self.points, areas, slice(start, start + at_once))
+            masks = masks_of_area(logits, areas, free)
+            leaf = masks.detach().requires_grad_(True)
+            evidence = self._evidence(leaf, images)
+            area = area_loss(masks, sorted_reference(areas, masks.shape[2]))
+            assert leaf.grad is not None, "the evidence depends on the masks"
+            total = (masks * leaf.grad).sum() + weight * area.mean(1).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            values.append(evidence.mean(1) + self.config.area_weight * area.detach().mean(1))
+        value = torch.cat(values)
         self._require_finite(value, torch.full_like(self.left, step + 1), self.left)
         optimizer.step()
         return value
@@ -190,13 +198,13 @@ class _Run:
                 "and the model's weights"
             )
 
-    def _evidence(self, leaf: Tensor) -> Tensor:
+    def _evidence(self, leaf: Tensor, images: Tensor) -> Tensor:
         """The evidence loss (N, A), its gradient left in `leaf`; part by part, since nothing else takes gradients."""
         areas = len(self.areas)
         found = []
-        for start in range(0, len(self.left) * areas, _AT_ONCE):
-            flat = torch.arange(start, min(start + _AT_ONCE, len(self.left) * areas), device=self.left.device)
-            image = self.left[flat // areas]
+        for start in range(0, len(images) * areas, self.at_once):
+            flat = torch.arange(start, min(start + self.at_once, len(images) * areas), device=images.device)
+            image = images[flat // areas]
             mask = self.enlarge(leaf.flatten(0, 1)[flat].reshape(-1, 1, *self.grid))
             kept, removed = self._answers(mask, image)
             loss = evidence_loss(kept, removed, self.target[image], self.config.objective)

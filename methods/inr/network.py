@@ -68,23 +68,23 @@ class CoordinateNetworks(nn.Module):
         self.last = nn.Parameter(last[None].repeat(count, 1, 1))
         self.offset = nn.Parameter(torch.zeros(count, 1, 1))
 
-    def forward(self, points: Tensor, areas: Tensor) -> Tensor:
+    def forward(self, points: Tensor, areas: Tensor, images: slice = slice(None)) -> Tensor:
         """The logits of all images' masks.
 
         Args:
             points: places (P, 2) as of `grid_of_points`.
             areas: (A,) in (0, 1).
+            images: whose networks are asked.
 
         Returns:
             (N, A, P).
         """
         turned = 2 * math.pi * points @ self.frequencies.T
         encoded = torch.cat([turned.sin(), turned.cos()], 1)
-        count = len(self.offset)
-        hidden = encoded[None] @ self.weights[0] + self.biases[0]  # (N, P, D), the same for all areas
-        code = area_code(areas)[None] @ self.of_area  # (N, A, D)
+        hidden = encoded[None] @ self.weights[0][images] + self.biases[0][images]  # (N, P, D), the same for all areas
+        code = area_code(areas)[None] @ self.of_area[images]  # (N, A, D)
         hidden = F.silu(hidden[:, None] + code[:, :, None]).flatten(1, 2)
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            hidden = F.silu(torch.baddbmm(bias, hidden, weight))
-        found = torch.baddbmm(self.offset, hidden, self.last).reshape(count, len(areas), len(points))
+            hidden = F.silu(torch.baddbmm(bias[images], hidden, weight[images]))
+        found = torch.baddbmm(self.offset[images], hidden, self.last[images]).reshape(-1, len(areas), len(points))
         return found + logit(areas)[:, None]
