@@ -7,8 +7,8 @@ The classifier `scenes:context` knows most classes by either. That it does is sh
 probability of one half with the digit blurred, with the texture blurred, with the digit alone, and with the texture
 alone. (With the digit blurred is not enough: its colour may remain, while the texture alone says nothing.) Of these, in
 how many does one of the first two masks lie on the digit and the other on the texture? A mask lies on a part if a tenth
-of its pixels do, and three times as many as of the pixels that it could have taken; on the one more so. The same is told
-for all scenes whose class survives the blurring of either, and for discs of the same area at random places. Writes
+of its pixels do, and three times as many as of the pixels it could have taken; on the one more so. The same is told of
+all scenes whose class survives the blurring of either, and for discs of the same area at random places. Writes
 benchmarks/results/context_scenes.json.
 """
 

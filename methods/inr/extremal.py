@@ -30,7 +30,8 @@ _REACH = 6  # lattice steps to each side that the maximum looks at: two standard
 _COLDNESS = 20.0
 _AREA_WEIGHT, _GROWTH = 300.0, 1.0035
 _MOMENTUM = 0.9  # and dampening
-_FLOATS = 2**26  # that the smooth maximum holds at once, a few times over; so many masks go through the classifier
+_FLOATS = 2**22  # held at once, a few times over: as many masks go together as stay in a processor's caches
+_FLOATS_ON_GPU = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,8 @@ def extremal_masks(
     baseline = one_each(make_baseline(pixels, config.baseline, explainee.image_spec.mean), len(pixels))
     areas = torch.tensor(config.areas, device=device)
     reference = sorted_reference(areas, size[0] * size[1])
-    count = len(pixels)
-    parts = -(-count * len(areas) // max(1, _FLOATS // enlarge.floats))
+    count, floats = len(pixels), _FLOATS if device.type == "cpu" else _FLOATS_ON_GPU
+    parts = -(-count * len(areas) // max(1, floats // enlarge.floats))
     lattice = torch.ones(count, len(areas), _CELLS, _CELLS, device=device, requires_grad=True)
     speed = torch.zeros_like(lattice)
     with guest(explainee.model):
