@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ class OnnxEngine:
         asked = query or MaskQuery()
         if query is not None:
             self._check_query(query)
+        if asked.parts == 1:  # the first of several is the mask itself
+            asked = query = replace(asked, areas=(asked.areas or manifest.areas)[:1], parts=0)
         session = self._open("parts" if asked.parts else "mask")
         classes = self._checked_target(target, len(images))
         if manifest.splits and len(images) > manifest.batch:
@@ -100,11 +103,12 @@ class OnnxEngine:
             raise UsageError(
                 "this bundle's masks have one area and one size; functions of both are trained with: saccade train inr"
             )
-        if not 0 <= query.parts <= (manifest.parts if manifest.parts > 1 else 0):
+        if query.parts > max(1, manifest.parts):
+            gives = f"{manifest.parts} masks without a common pixel" if manifest.parts > 1 else "one mask"
             raise UsageError(
-                f"this bundle gives {manifest.parts} masks without a common pixel, not {query.parts}; more are trained "
-                "with --parts"
+                f"this bundle was trained for {gives}, not {query.parts}; train another with --parts {query.parts}"
             )
+        replace(query, areas=query.areas or manifest.areas)  # do so many masks fit side by side?
 
     def _one_after_the_other(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None) -> Explanation:
         """Several classes of each image by a graph that takes one."""

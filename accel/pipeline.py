@@ -123,8 +123,8 @@ def _kinds(manifest: Manifest, query: MaskQuery | None) -> list[tuple[str, dict[
         return [("", {})]
     areas = (query.areas if query else ()) or manifest.areas
     if query and query.parts:
-        return [(f"mask {place + 1}", {"area": areas[0]}) for place in range(query.parts)]
-    return [(f"{area:.3g}", {"area": area}) for area in areas]
+        return [(f"mask {place + 1}", {"asked_area": areas[0]}) for place in range(query.parts)]
+    return [(f"{area:.3g}", {"asked_area": area}) for area in areas]
 
 
 def _load_ahead(

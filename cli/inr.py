@@ -21,7 +21,7 @@ from ..methods.features import device_of
 from ..methods.fold import fast_for_input_gradients
 from ..methods.inr.config import INRConfig
 from ..methods.inr.fit import Fitted, fit_masks
-from ..methods.inr.several import SeveralConfig, SeveralMasks, several_masks
+from ..methods.inr.several import ROOM, SeveralConfig, SeveralMasks, several_masks
 from .loading import Answers, LoadedImage, chunks, explained, loaded
 from .options import resolve_model
 from .outcome import Outcome
@@ -132,7 +132,7 @@ def _explain(
         masks = found.render(*explainee.image_spec.size)
         names = [f"{area:.3g}" for area in job.config.areas]
         numbers = [
-            [{"area": area, "kept_probability": kept} for area, kept in zip(job.config.areas, row, strict=True)]
+            [{"asked_area": area, "kept_probability": kept} for area, kept in zip(job.config.areas, row, strict=True)]
             for row in found.kept.tolist()
         ]
     else:
@@ -157,12 +157,7 @@ def _explain(
         for row in range(index * each, (index + 1) * each):
             label = int(found.target[row])
             if job.several is not None and not shapes[row].any():
-                reason = (
-                    f"{image.name}: no mask of {job.several.area:.3g} of the image holds on to "
-                    f"{job.several.least:.0%} of what the image adds to the probability of "
-                    f"'{explainee.class_names[label]}'; ask for a larger area with --areas, or for more --steps"
-                )
-                one.append(Failure(image.name, reason))
+                one.append(Failure(image.name, _why_none(image.name, found, row, job, explainee.class_names[label])))
             kept: list[ImageExplanation] = []
             for place, name in enumerate(names):
                 if job.several is not None and not shapes[row, place].any():
@@ -188,6 +183,24 @@ def _explain(
                 one.append(together(kept, prefix, retention=float(found.union[row])))
         answers.append(one)
     return answers
+
+
+def _why_none(name: str, found: Fitted | SeveralMasks, row: int, job: INRJob, label: str) -> str:
+    """Why an image has no mask at all."""
+    assert isinstance(found, SeveralMasks), "every area has its mask"
+    assert job.several is not None, "several masks were asked for"
+    if float(found.room[row]) >= ROOM:
+        return (
+            f"{name}: no mask of {job.several.area:.3g} of the image holds on to {job.several.least:.0%} of what the "
+            f"image adds to the probability of '{label}'; ask for a larger area with --areas, or for more --steps"
+        )
+    probability = float(found.logits[row].softmax(0)[found.target[row]])
+    if probability < 2 * ROOM:
+        return f"{name}: the model gives '{label}' a probability of {probability:.2g}: there is no evidence to find"
+    return (
+        f"{name}: the image adds nothing to the probability of '{label}', {probability:.0%} without any of its pixels; "
+        "put something else in their place with --baseline"
+    )
 
 
 def _print(outcome: Outcome) -> None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
 from ...errors import UsageError, suggest
 from ..perturb import checked_replacement
 
@@ -79,7 +81,12 @@ def grid_of(size: tuple[int, int], longest: int) -> tuple[int, int]:
     """(height, width) of a grid over an image of a size: so many positions along the longer side; with 0 half of its
     pixels, at most 56, and on both sides as many as let every cell have the same even number of pixels, where there are
     such: a mask then has the same means at every finer resolution to the last digits.
+
+    Raises:
+        UsageError: more positions than the image has pixels: some would go unseen.
     """
+    if longest > max(size):
+        raise UsageError(f"a grid of {longest} positions is finer than the image's {max(size)} pixels; ask for fewer")
     positions = longest or min(56, -(-max(size) // 2))
     height, width = (max(1, round(positions * side / max(size))) for side in size)
     return (height, width) if longest else (_even_cells(size[0], height), _even_cells(size[1], width))
@@ -99,6 +106,6 @@ def checked_areas(areas: tuple[float, ...]) -> tuple[float, ...]:
     if not areas:
         raise UsageError("no area is asked for; give at least one, such as 0.1")
     for area in areas:
-        if not 0 < area < 1:
+        if not 0 < np.float32(area) < 1:
             raise UsageError(f"the area {area} is not inside (0, 1); 0.1 keeps a tenth of the image")
     return areas

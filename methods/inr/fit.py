@@ -62,7 +62,7 @@ class Fitted:
         """The masks at any size and of any areas, (N, A, height, width) in [0, 1]: bilinear between the points of the
         grid, which is what the classifier was shown.
         """
-        asked = self.areas if areas is None else areas
+        asked = self.areas if areas is None else areas.to(self.areas)
         points = grid_of_points(*self.grid, device=asked.device)
         masks = masks_of_area(self.networks(points, asked), asked, self.free)
         rows, columns = grid_of_points(height, 1)[:, 1], grid_of_points(1, width)[:, 0]
@@ -92,6 +92,7 @@ def fit_masks(
         target: the class to explain of each image, int64 (N,), negative for the predicted one; None for the predicted
             ones.
         free: where a mask may lie, (N, 1, H, W) of zeros and ones; None for everywhere. Areas are of the whole image.
+            Without a mask is without all that is not free as well.
         on_step: told the number of updates done and the number of images that are not finished.
 
     Raises:
@@ -118,7 +119,8 @@ class _Run:
         self.points = grid_of_points(*self.grid, device=device)
         self.enlarge = BilinearUpsample(self.grid, self.size).to(device)
         self.areas = torch.tensor(config.areas, device=device)
-        self.free = None if free is None else F.adaptive_avg_pool2d(free.to(device), self.grid).flatten(2)
+        self.open = None if free is None else free.to(device)
+        self.free = None if self.open is None else F.adaptive_avg_pool2d(self.open, self.grid).flatten(2)
         with torch.no_grad():
             self.logits = explainee.model(explainee.normalise(self.pixels))
         self.target = classes_to_explain(self.logits, target)
@@ -217,14 +219,18 @@ class _Run:
         pixels, baseline = self.pixels[image], self.baseline[image]
         shown = []
         if self.config.objective != "delete":
-            shown.append(perturb(pixels, mask, baseline))
+            shown.append(perturb(pixels, self._of_free(mask, image), baseline))
         if self.config.objective != "preserve":
-            shown.append(perturb(pixels, 1 - mask, baseline))
+            shown.append(perturb(pixels, self._of_free(1 - mask, image), baseline))
         parts = self.explainee.model(self.explainee.normalise(torch.cat(shown))).split(len(image))
         return (
             parts[0] if self.config.objective != "delete" else None,
             parts[-1] if self.config.objective != "preserve" else None,
         )
+
+    def _of_free(self, mask: Tensor, image: Tensor) -> Tensor:
+        """Masks without the pixels that are not free; on the grid a point next to them may be partly so."""
+        return mask if self.open is None else mask * self.open[image]
 
     @torch.no_grad()
     def _finish(self, which: Tensor) -> None:
@@ -254,6 +260,7 @@ class _Run:
         kept = []
         for place in range(len(self.areas)):
             mask = self.enlarge(masks[:, place].reshape(-1, 1, *self.grid))
+            mask = self._of_free(mask, torch.arange(len(mask), device=mask.device))
             shown = perturb(self.pixels, mask, self.baseline)
             logits = self.explainee.model(self.explainee.normalise(shown))
             kept.append(logits.softmax(1).gather(1, self.target[:, None])[:, 0])

@@ -17,11 +17,11 @@ from ..representation import classes_to_explain
 from .config import INRConfig
 from .fit import fit_masks
 
-__all__ = ["SeveralConfig", "SeveralMasks", "several_masks"]
+__all__ = ["ROOM", "SeveralConfig", "SeveralMasks", "several_masks"]
 
 _LEADS = 2  # times the area, of the mask that is found beside each and leads it to the evidence
 _SURE = 0.5  # share of what the image adds, that a mask holds on to which is not looked for again
-_ROOM = 0.01  # of probability that an image must have over what removes it, for a mask to hold a share of
+ROOM = 0.01  # of probability that an image must have over what removes it, for a mask to hold a share of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,8 @@ class SeveralMasks:
         found: how many each image has, int64 (N,).
         retention: probability of the class where only the mask is shown, over that of the whole image, (N, J).
         union: the same for all masks of an image together, (N,).
+        room: probability of the class over that of the image of which nothing is kept, (N,): where it is next to
+            nothing, there is no share of it for a mask to hold on to, and none is looked for.
         target: int64 (N,).
         logits: of the images, (N, K).
     """
@@ -78,6 +80,7 @@ class SeveralMasks:
     found: Tensor
     retention: Tensor
     union: Tensor
+    room: Tensor
     target: Tensor
     logits: Tensor
 
@@ -114,7 +117,6 @@ def several_masks(
     free = torch.ones(count, 1, height, width, device=device)
     baseline = one_each(make_baseline(pixels, config.baseline, explainee.image_spec.mean), len(pixels))
     border = round(several.margin * max(height, width))
-    left = torch.arange(count, device=device)
     with guest(explainee.model), torch.no_grad():
         logits = explainee.model(explainee.normalise(pixels))
     chosen = classes_to_explain(logits, target)
@@ -131,8 +133,9 @@ def several_masks(
     everything = torch.arange(count, device=device)
     nothing = kept(everything, torch.zeros_like(free))
     room = whole - nothing
+    left = (room >= ROOM).nonzero().flatten()
 
-    for place in range(several.most):
+    for place in range(several.most if len(left) else 0):
         mask = torch.zeros(len(left), 1, height, width, device=device)
         probability, held = torch.zeros(len(left), device=device), torch.full((len(left),), -torch.inf, device=device)
         for attempt in range(several.tries):
@@ -150,8 +153,7 @@ def several_masks(
             )
             new = _brightest(fitted.render(height, width, fitted.areas[:1]) * free[which], several.area)
             alone = kept(which, new)
-            share = (alone - nothing[which]) / room[which].clamp_min(_ROOM)
-            share = torch.where(room[which] >= _ROOM, share, -torch.inf)
+            share = (alone - nothing[which]) / room[which]
             better = share > held[again]
             taken = again[better]
             mask[taken], probability[taken], held[taken] = new[better], alone[better], share[better]
@@ -164,7 +166,7 @@ def several_masks(
         free[left] = free[left] * (1 - F.max_pool2d(mask[enough], 2 * border + 1, 1, border))
     number = (masks.flatten(2).amax(2) > 0).sum(1)
     union = kept(everything, masks.amax(1, keepdim=True)) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
-    return SeveralMasks(masks, number, retention, union, chosen, logits)
+    return SeveralMasks(masks, number, retention, union, room, chosen, logits)
 
 
 def _brightest(masks: Tensor, area: float) -> Tensor:

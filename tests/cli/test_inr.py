@@ -107,6 +107,12 @@ def test_an_image_without_a_mask_that_is_enough_is_told(saccade_command: Run, fo
     )  # fmt: skip
     assert code == 1
     assert "no mask of 0.002 of the image holds on to 10%" in json.loads(said)["error"]
+    code, said, _ = saccade_command(
+        "explain", folder / "0.png", "--method", "inr", "--model", "scenes:resnet", "--several", 1, "--target", "nine",
+        "--steps", 1, "--json",
+    )  # fmt: skip
+    assert code == 1
+    assert "there is no evidence to find" in json.loads(said)["error"]
 
 
 def test_the_table_says_what_was_kept(saccade_command: Run, folder: Path, tmp_path: Path) -> None:

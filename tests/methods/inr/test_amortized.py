@@ -140,7 +140,7 @@ def test_masks_have_the_areas_that_are_asked_for(
     with torch.no_grad():
         field = explainer.predict(inputs)
         masks = explainer.render(field, AREAS, centres(size), centres(size))
-    assert float((masks.mean((2, 3)) - AREAS).abs().max()) < 0.02
+    assert float((masks.mean((2, 3)) - AREAS).abs().max()) < 2e-3
     assert float((masks[0] - masks[1]).abs().max()) > 0.05
 
 
@@ -202,7 +202,7 @@ def test_parts_have_no_pixel_in_common_and_the_area_asked_for(explainee: Explain
     assert parts.shape == (4, 3, 96, 96)
     assert float(parts.sum(1).max()) <= 1 + 1e-5
     assert int((parts > 0.5).sum(1).max()) == 1
-    assert float((parts.mean((2, 3)) - 0.1).abs().max()) < 0.03
+    assert float((parts.mean((2, 3)) - 0.1).abs().max()) < 2e-3
     torch.testing.assert_close(parts[:, :1], first, rtol=0, atol=1e-5)
 
 
@@ -283,6 +283,8 @@ def test_the_graph_takes_any_areas_places_and_classes(exported: tuple[AmortizedE
     assert answer.target.tolist() == field.target.tolist()
     several = engine.run(images[:3], target, MaskQuery(areas=(0.2,), parts=2))
     np.testing.assert_allclose(several.mask, parts.numpy(), rtol=0, atol=1e-4)
+    first = engine.run(images[:3], target, MaskQuery(areas=(0.2, 0.4), parts=1))
+    np.testing.assert_allclose(first.mask, parts[:, :1].numpy(), rtol=0, atol=1e-4)
     plain = engine.run(images[:3])
     assert plain.mask.shape == (3, 4, 32, 32)
     both = engine.run(images[:3], np.array([[0, 1]] * 3), MaskQuery(areas=(0.1, 0.3)))
@@ -311,7 +313,7 @@ def test_a_bundle_refuses_masks_that_it_does_not_hold(
     exported: tuple[AmortizedExplainer, Path, Uint8], tiny_bundle_kept: Path
 ) -> None:
     _, path, images = exported
-    with pytest.raises(UsageError, match="gives 2 masks without a common pixel, not 3"):
+    with pytest.raises(UsageError, match=r"trained for 2 masks without a common pixel, not 3; .* --parts 3"):
         open_engine(path).run(images[:1], None, MaskQuery(parts=3))
     with pytest.raises(UsageError, match="saccade train inr"):
         open_engine(tiny_bundle_kept).run(images[:1], None, MaskQuery(areas=(0.1,)))

@@ -293,6 +293,56 @@ def test_an_image_that_adds_nothing_over_what_removes_it_has_no_mask(squares: Ex
     found = several_masks(squares, flat, SeveralConfig(most=2, area=0.1), INRConfig(**QUICK | {"steps": 5}))
     assert found.found.tolist() == [0]
     assert float(found.union) == pytest.approx(1, abs=1e-5)
+    assert abs(float(found.room)) < 1e-5
+
+
+def test_no_mask_is_looked_for_where_there_is_nothing_to_find(
+    squares: Explainee, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def watched(explainee: Explainee, images: Tensor, config: INRConfig, **others: Any) -> Any:
+        seen.append(len(images))
+        return fit_masks(explainee, images, config, **others)
+
+    monkeypatch.setattr(several_module, "fit_masks", watched)
+    images = torch.cat([torch.full_like(pixels[:1], 0.5), pixels[:1]])
+    several_masks(squares, images, SeveralConfig(most=1, tries=1), INRConfig(**QUICK | {"steps": 2}))
+    assert seen == [1]
+    several_masks(squares, images[:1], SeveralConfig(most=1), INRConfig(**QUICK | {"steps": 2}))
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("objective", ["preserve", "delete", "dual"])
+def test_the_classifier_never_sees_what_masks_before_have_taken(
+    squares: Explainee, pixels: Tensor, objective: str
+) -> None:
+    free = torch.ones(1, 1, SIZE, SIZE)
+    free[0, 0, STRONG[0], STRONG[1]] = 0
+    seen: list[Tensor] = []
+    hook = squares.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    try:
+        config = INRConfig(areas=(0.1,), objective=objective, **QUICK | {"steps": 3})  # type: ignore[arg-type]
+        fit_masks(squares, pixels[:1], config, free=free)
+    finally:
+        hook.remove()
+    first, *masked = seen  # the image itself, then what the masks keep and leave
+    assert len(masked) >= 3
+    assert float(first[..., STRONG[0], STRONG[1]].abs().min()) > 0.5
+    for shown in masked:
+        assert float(shown[..., STRONG[0], STRONG[1]].abs().max()) < 1e-6  # the mean colour
+
+
+@pytest.mark.parametrize("area", [0.99999999, 1e-50])
+def test_an_area_lies_inside_zero_and_one_as_a_graph_counts(area: float) -> None:
+    with pytest.raises(UsageError, match="not inside"):
+        INRConfig(areas=(area,))
+
+
+def test_masks_are_rendered_of_areas_in_any_precision(squares: Explainee, pixels: Tensor) -> None:
+    fitted = fit_masks(squares, pixels[:1], INRConfig(areas=(0.1,), **QUICK | {"steps": 2}))
+    asked = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    torch.testing.assert_close(fitted.render(SIZE, SIZE, asked), fitted.render(SIZE, SIZE, asked.float()))
 
 
 def test_wide_masks_are_nothing_that_narrow_ones_are_compared_with() -> None:

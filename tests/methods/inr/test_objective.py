@@ -90,3 +90,5 @@ def test_the_grid_has_the_shape_of_the_image() -> None:
     assert INRConfig().grid_of((96, 96)) == (48, 48)
     assert INRConfig().grid_of((224, 448)) == (28, 56)
     assert INRConfig(grid=20).grid_of((300, 150)) == (20, 10)
+    with pytest.raises(UsageError, match="finer than the image's 96 pixels"):
+        INRConfig(grid=97).grid_of((96, 64))
