@@ -127,7 +127,7 @@ def main() -> None:
             own = []
             for at in range(0, len(few), BATCH):
                 pixels = torch.from_numpy(few[at : at + BATCH]).permute(0, 3, 1, 2).float() / 255
-                config = INRConfig(areas=SHOWN, baseline=record.config.baseline)
+                config = INRConfig(areas=SHOWN, baselines=(record.config.baseline,))
                 fitted = fit_masks(explainee, pixels, config)
                 own.append(fitted.render(*explainee.image_spec.size, torch.tensor(AREAS)).mean(1).numpy())
             row["its own network, seconds per image"] = (time.perf_counter() - began) / len(few)

@@ -33,7 +33,7 @@ from saccade.methods.explainee import Explainee, load_explainee
 from saccade.methods.fold import fast_for_input_gradients
 from saccade.methods.inr.config import INRConfig
 from saccade.methods.inr.several import SeveralConfig, SeveralMasks, several_masks
-from saccade.methods.perturb import BASELINES, make_baseline, perturb
+from saccade.methods.perturb import make_baseline, perturb
 
 RESULTS = Path(__file__).parent / "results" / "context_scenes.json"
 FIRST, BATCH = 20_000, 20
@@ -57,7 +57,7 @@ def hidden(explainee: Explainee, pixels: Tensor, part: Tensor, target: Tensor, *
 
 
 def used_both(
-    explainee: Explainee, scenes: SceneBatch, baseline: str
+    explainee: Explainee, scenes: SceneBatch, baselines: tuple[str, ...]
 ) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], np.ndarray[Any, np.dtype[np.bool_]]]:
     """Whether the class survives the blurring of either part, and whether each part alone is enough as well, (N,)."""
     pixels = to_pixels(scenes)
@@ -65,7 +65,9 @@ def used_both(
         predicted = explainee.model(explainee.normalise(pixels)).argmax(1)
     parts = (torch.from_numpy(scenes.evidence), torch.from_numpy(scenes.context))
     least = torch.stack([hidden(explainee, pixels, part, predicted) for part in parts]).amin(0)
-    alone = torch.stack([hidden(explainee, pixels, part, predicted, alone=baseline) for part in parts]).amin(0)
+    alone = torch.stack(
+        [hidden(explainee, pixels, part, predicted, alone=kind) for part in parts for kind in baselines]
+    ).amin(0)
     return np.asarray((least >= USED).numpy()), np.asarray(((least >= USED) & (alone >= USED)).numpy())
 
 
@@ -102,7 +104,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--area", type=float, default=0.08)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--baseline", choices=BASELINES, default="mean", help="of a removed pixel")
+    parser.add_argument("--baselines", nargs="+", default=["mean", "blur"], help="of a removed pixel, in turn")
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--tries", type=int, default=SeveralConfig().tries, help="of each mask")
     parser.add_argument("--dry", action="store_true", help="write nothing")
@@ -110,7 +112,7 @@ def main() -> None:
     explainee = fast_for_input_gradients(load_explainee("python:saccade.evaluate.scenes_models:context"))
     source = SceneSource("test", SceneConfig(variant="context"))
     several = SeveralConfig(most=2, area=arguments.area, tries=arguments.tries)
-    config = INRConfig(steps=arguments.steps, baseline=arguments.baseline)
+    config = INRConfig(steps=arguments.steps, baselines=tuple(arguments.baselines))
     places: list[tuple[int, int]] = []
     retention: list[np.ndarray[Any, Any]] = []
     strict: list[bool] = []
@@ -122,7 +124,7 @@ def main() -> None:
         for start in range(arguments.first, arguments.first + arguments.count, BATCH):
             stop = min(start + BATCH, arguments.first + arguments.count)
             scenes = source.batch(range(start, stop))
-            survives, shown = used_both(explainee, scenes, arguments.baseline)
+            survives, shown = used_both(explainee, scenes, config.baselines)
             both = np.flatnonzero(survives)
             strict.extend(shown[both].tolist())
             if len(both):
@@ -157,7 +159,7 @@ def main() -> None:
         "margin": several.margin,
         "tries": several.tries,
         "steps": config.steps,
-        "baseline": config.baseline,
+        "baselines": config.baselines,
         "seconds per image": (time.perf_counter() - began) / max(1, len(places)),
     }
     print(json.dumps(result, indent=1))

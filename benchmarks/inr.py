@@ -181,7 +181,7 @@ def main() -> None:
     results = []
     for model in arguments.models:
         explainee = fast_for_input_gradients(load_explainee(f"python:saccade.evaluate.scenes_models:{model}"))
-        config = INRConfig(areas=AREAS, steps=arguments.steps, baseline=arguments.baseline)
+        config = INRConfig(areas=AREAS, steps=arguments.steps, baselines=(arguments.baseline,))
         extremal = ExtremalConfig(areas=AREAS, steps=arguments.extremal_steps, baseline=arguments.baseline)
         row: dict[str, Any] = {"model": model}
         if arguments.only != "time":

@@ -112,11 +112,14 @@ __all__ = ["explain"]
 )
 @click.option(
     "--baseline",
+    "baselines",
+    multiple=True,
     type=RemovedPixels(),
-    default="blur",
+    default=("blur",),
     show_default=True,
     metavar="NAME|COLOUR",
-    help="With --method inr: what takes the place of a removed pixel: blur, pyramid, mean, black, or '#808080'.",
+    help="With --method inr: what takes the place of a removed pixel: blur, pyramid, mean, black, or '#808080'; "
+    "repeat to take several in turn.",
 )
 @click.option(
     "--margin",
@@ -187,7 +190,7 @@ def explain(
     size: tuple[int, int] | None,
     box: tuple[float, float, float, float] | None,
     objective: str,
-    baseline: str,
+    baselines: tuple[str, ...],
     margin: float,
     updates: int,
     learning_rate: float,
@@ -244,14 +247,14 @@ def explain(
         config = INRConfig(
             areas=areas,
             objective=objective,  # type: ignore[arg-type]
-            baseline=baseline,
+            baselines=baselines,
             steps=updates,
             learning_rate=learning_rate,
         )
         masks = None if several is None else SeveralConfig(most=several, area=config.areas[0], margin=margin)
         job = INRJob(spec, weights or "pretrained", targets, config, masks)
         return explain_by_optimisation(find_images(list(paths)), job, out, formats, batch_size or 16, pixels, as_json)
-    _refuse_given(context, ("objective", "baseline", "margin", "updates", "learning_rate"), "belongs to --method inr")
+    _refuse_given(context, ("objective", "baselines", "margin", "updates", "learning_rate"), "belongs to --method inr")
     if checkpoint is not None or steps is not None:
         _refuse_given(context, ("areas", "several", "size", "box"), "does not go with --finetune")
         _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")

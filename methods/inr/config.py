@@ -25,7 +25,9 @@ class INRConfig:
         areas: fractions of the image that a mask keeps, in (0, 1); all of them are optimised together.
         objective: ``"preserve"``, what the mask keeps must be enough; ``"delete"``, without it the class must go;
             ``"dual"``, both.
-        baseline: what replaces a removed pixel, a name or a colour, see `make_baseline`.
+        baselines: what replaces a removed pixel, names or colours, see `make_baseline`. Several are taken in turn, step
+            by step, and what a mask keeps counts as little as it says with any: the outline of a mask that a classifier
+            reads as a shape stands out from one of them only.
         steps: updates at most.
         learning_rate: peak of the schedule, of Adam.
         warmup: fraction of the steps in which learning rate and area weight rise; then the rate falls as a cosine.
@@ -42,7 +44,7 @@ class INRConfig:
 
     areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
     objective: Objective = "preserve"
-    baseline: str = "blur"
+    baselines: tuple[str, ...] = ("blur",)
     steps: int = 300
     learning_rate: float = 3e-3
     warmup: float = 0.1
@@ -59,7 +61,10 @@ class INRConfig:
         checked_areas(self.areas)
         if self.objective not in OBJECTIVES:
             raise UsageError(f"unknown objective '{self.objective}'; {suggest(self.objective, OBJECTIVES)}")
-        checked_replacement(self.baseline)
+        for baseline in self.baselines:
+            checked_replacement(baseline)
+        if not self.baselines:
+            raise UsageError("nothing takes the place of a removed pixel; give at least one baseline, such as blur")
         if min(self.steps, self.width, self.layers, self.features) < 1 or min(self.grid, self.patience) < 0:
             raise UsageError("steps, width, layers and features are at least 1; grid and patience are not negative")
         if not 0 <= self.warmup < 1:

@@ -40,7 +40,7 @@ class Fitted:
         areas: (A,), those optimised for; others lie in between.
         target: the classes explained, int64 (N,).
         logits: of the images themselves, (N, K).
-        kept: probability of the class where only what a mask keeps is shown, (N, A).
+        kept: probability of the class where only what a mask keeps is shown, (N, A); the least of several baselines.
         steps: updates of each image, int64 (N,).
         forwards: of the classifier, images over all, for each image: (N,).
         grid: (height, width) of the points at which the networks are asked.
@@ -112,8 +112,11 @@ class _Run:
         self.explainee, self.config = explainee, config
         device = device_of(explainee.model)
         self.pixels = pixels.to(device)
-        baseline = make_baseline(self.pixels, config.baseline, explainee.image_spec.mean)
-        self.baseline = one_each(baseline, len(pixels))
+        self.baselines = [
+            one_each(make_baseline(self.pixels, kind, explainee.image_spec.mean), len(pixels))
+            for kind in config.baselines
+        ]
+        self.baseline = self.baselines[0]  # of the step that is on its way
         self.size = (int(pixels.shape[2]), int(pixels.shape[3]))
         self.grid = config.grid_of(self.size)
         self.points = grid_of_points(*self.grid, device=device)
@@ -168,6 +171,7 @@ class _Run:
 
     def _update(self, optimizer: torch.optim.Optimizer, areas: Tensor, weight: float, step: int) -> Tensor:
         """One update of masks of some areas; the objective of each image, with the area's weight as configured."""
+        self.baseline = self.baselines[step % len(self.baselines)]
         optimizer.zero_grad(set_to_none=True)
         values = []
         at_once = max(1, self.at_once // len(areas))
@@ -261,10 +265,12 @@ class _Run:
         for place in range(len(self.areas)):
             mask = self.enlarge(masks[:, place].reshape(-1, 1, *self.grid))
             mask = self._of_free(mask, torch.arange(len(mask), device=mask.device))
-            shown = perturb(self.pixels, mask, self.baseline)
-            logits = self.explainee.model(self.explainee.normalise(shown))
-            kept.append(logits.softmax(1).gather(1, self.target[:, None])[:, 0])
+            with_each = []
+            for baseline in self.baselines:
+                logits = self.explainee.model(self.explainee.normalise(perturb(self.pixels, mask, baseline)))
+                with_each.append(logits.softmax(1).gather(1, self.target[:, None])[:, 0])
+            kept.append(torch.stack(with_each).amin(0))
             self._require_finite(kept[-1], self.steps)
         views = 2 if self.config.objective == "dual" else 1
-        forwards = 1 + len(self.areas) * (views * self.steps + 1)
+        forwards = 1 + len(self.areas) * (views * self.steps + len(self.baselines))
         return torch.stack(kept, 1), self.steps, forwards

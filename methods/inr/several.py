@@ -68,7 +68,8 @@ class SeveralMasks:
     Attributes:
         masks: (N, J, H, W) of zeros and ones, in the order in which they were found; zeros where an image has fewer.
         found: how many each image has, int64 (N,).
-        retention: probability of the class where only the mask is shown, over that of the whole image, (N, J).
+        retention: probability of the class where only the mask is shown, over that of the whole image, (N, J); the
+            least of several baselines.
         union: the same for all masks of an image together, (N,).
         room: probability of the class over that of the image of which nothing is kept, (N,): where it is next to
             nothing, there is no share of it for a mask to hold on to, and none is looked for.
@@ -115,7 +116,7 @@ def several_masks(
     masks = torch.zeros(count, several.most, height, width, device=device)
     retention = torch.zeros(count, several.most, device=device)
     free = torch.ones(count, 1, height, width, device=device)
-    baseline = one_each(make_baseline(pixels, config.baseline, explainee.image_spec.mean), len(pixels))
+    baselines = [one_each(make_baseline(pixels, kind, explainee.image_spec.mean), count) for kind in config.baselines]
     border = round(several.margin * max(height, width))
     with guest(explainee.model), torch.no_grad():
         logits = explainee.model(explainee.normalise(pixels))
@@ -124,11 +125,13 @@ def several_masks(
 
     @torch.no_grad()
     def kept(which: Tensor, mask: Tensor) -> Tensor:
-        shown = perturb(pixels[which], mask, baseline[which])
-        with guest(explainee.model):
-            answers = explainee.model(explainee.normalise(shown)).softmax(1)
-        probability: Tensor = answers.gather(1, chosen[which, None])[:, 0]
-        return probability
+        found = []
+        for baseline in baselines:
+            shown = perturb(pixels[which], mask, baseline[which])
+            with guest(explainee.model):
+                answers = explainee.model(explainee.normalise(shown)).softmax(1)
+            found.append(answers.gather(1, chosen[which, None])[:, 0])
+        return torch.stack(found).amin(0)
 
     everything = torch.arange(count, device=device)
     nothing = kept(everything, torch.zeros_like(free))

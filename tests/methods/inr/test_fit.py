@@ -28,7 +28,7 @@ from saccade.methods.upsample import sample_maps
 SIZE = 32
 SPEC = ImageSpec(size=(SIZE, SIZE), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 STRONG, WEAK = (slice(2, 12), slice(11, 21)), (slice(20, 30), slice(11, 21))  # the same when flipped
-QUICK: dict[str, Any] = {"steps": 120, "width": 32, "layers": 2, "features": 16, "baseline": "mean", "patience": 0}
+QUICK: dict[str, Any] = {"steps": 120, "width": 32, "layers": 2, "features": 16, "baselines": ("mean",), "patience": 0}
 
 
 class Squares(nn.Module):
@@ -200,7 +200,7 @@ def test_pixels_may_be_blurred_as_much_as_the_mask_lacks(find: str) -> None:
     explainee = fast_for_input_gradients(load_explainee("python:saccade.evaluate.scenes_models:resnet"))
     scene = SceneSource("test", SceneConfig()).scene(5)
     pixels = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None].float() / 255
-    config = INRConfig(areas=(0.05,), steps=150, baseline="pyramid")
+    config = INRConfig(areas=(0.05,), steps=150, baselines=("pyramid",))
     if find == "fit":
         mask = fit_masks(explainee, pixels, config).render(96, 96)[0, 0]
     elif find == "several":
@@ -331,6 +331,29 @@ def test_the_classifier_never_sees_what_masks_before_have_taken(
     assert float(first[..., STRONG[0], STRONG[1]].abs().min()) > 0.5
     for shown in masked:
         assert float(shown[..., STRONG[0], STRONG[1]].abs().max()) < 1e-6  # the mean colour
+
+
+def test_baselines_are_taken_in_turn_and_the_least_of_what_a_mask_keeps_counts(
+    squares: Explainee, pixels: Tensor
+) -> None:
+    colours = {"#000000": 0.0, "#ffffff": 1.0}
+    seen: list[float] = []
+    hook = squares.model.register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[0].detach().mean())))
+    try:
+        config = INRConfig(areas=(0.2,), **QUICK | {"steps": 4, "baselines": tuple(colours)})
+        fitted = fit_masks(squares, pixels[:2], config)
+    finally:
+        hook.remove()
+    image, *shown = seen
+    assert [value > image for value in shown] == [False, True] * 3  # four steps, and what is kept at the end
+    assert int(fitted.forwards[0]) == 1 + 4 + 2
+    mask, kept = fitted.render(SIZE, SIZE), []
+    for value in colours.values():
+        inputs = squares.normalise(mask * pixels[:2] + (1 - mask) * value)
+        with torch.no_grad():
+            kept.append(squares.model(inputs).softmax(1)[torch.arange(2), fitted.target])
+    assert float((kept[0] - kept[1]).abs().min()) > 1e-3
+    torch.testing.assert_close(fitted.kept[:, 0], torch.minimum(*kept), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("area", [0.99999999, 1e-50])

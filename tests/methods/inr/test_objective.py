@@ -75,7 +75,8 @@ def test_areas_outside_the_open_interval_are_refused(areas: tuple[float, ...]) -
     ("settings", "message"),
     [
         ({"objective": "preserv"}, "preserve"),
-        ({"baseline": "white"}, "unknown baseline"),
+        ({"baselines": ("blur", "white")}, "unknown baseline"),
+        ({"baselines": ()}, "at least one baseline"),
         ({"steps": 0}, "at least 1"),
         ({"learning_rate": math.inf}, "learning rate"),
         ({"warmup": 1.0}, "warmup"),
