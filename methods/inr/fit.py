@@ -27,8 +27,8 @@ _GAIN = 1e-3  # of the objective, that counts as better
 _MEMORY = 0.9  # of the running mean of an objective
 _WIDE = 0.5  # area with which every mask begins, if its own is smaller
 _NARROWED = 0.4  # fraction of the steps after which it has its own
-_AT_ONCE = 16  # masks that go through networks and classifier together: what they need stays in a processor's caches
-_AT_ONCE_ON_GPU = 64
+_AT_ONCE = 16  # masks of an image that go through the classifier together
+_AT_ONCE_ON_GPU = 64  # of all images
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,15 @@ class _Run:
         return Fitted(self.done, self.areas, self.target, self.logits, *self._result(), self.grid, self.free)
 
     def _update(self, optimizer: torch.optim.Optimizer, areas: Tensor, weight: float, step: int) -> Tensor:
-        """One update of masks of some areas; the objective of each image, with the area's weight as configured."""
+        """One update of masks of some areas; the objective of each image, with the area's weight as configured.
+
+        On a processor image by image: several at once are no faster, since what one needs stays in the caches, and
+        libraries round differently in batches of other sizes, which a few hundred steps make into another mask.
+        """
         self.baseline = self.baselines[step % len(self.baselines)]
         optimizer.zero_grad(set_to_none=True)
         values = []
-        at_once = max(1, self.at_once // len(areas))
+        at_once = max(1, self.at_once // len(areas)) if self.areas.is_cuda else 1
         for start in range(0, len(self.left), at_once):
             images = self.left[start : start + at_once]
             free = None if self.free is None else self.free[images]

@@ -122,6 +122,15 @@ def test_an_image_gets_alone_what_it_gets_in_a_batch(squares: Explainee, pixels:
     assert len(set(together.steps.tolist())) > 1  # so some had gone on without the others
 
 
+def test_a_network_with_kinks_gives_an_image_the_same_in_any_batch_too() -> None:
+    explainee = fast_for_input_gradients(load_explainee("python:saccade.evaluate.scenes_models:resnet"))
+    scenes = torch.from_numpy(SceneSource("test").batch(range(20_000, 20_008)).images).permute(0, 3, 1, 2).float() / 255
+    config, index = INRConfig(steps=60), 3  # of which a batch of sixteen masks makes another one
+    together = fit_masks(explainee, scenes, config).render(*explainee.image_spec.size)
+    alone = fit_masks(explainee, scenes[index : index + 1], config).render(*explainee.image_spec.size)
+    assert float((alone[0] - together[index]).abs().max()) <= 1e-4
+
+
 def test_rendered_finer_and_averaged_a_mask_is_the_same(squares: Explainee, pixels: Tensor) -> None:
     fitted = fit_masks(squares, pixels, INRConfig(areas=(0.1, 0.3), **QUICK))
     plain = fitted.render(SIZE, SIZE)
