@@ -350,7 +350,7 @@ def test_baselines_are_taken_in_turn_and_the_least_of_what_a_mask_keeps_counts(
     hook = squares.model.register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[0].detach().mean())))
     try:
         config = INRConfig(areas=(0.2,), **QUICK | {"steps": 4, "baselines": tuple(colours)})
-        fitted = fit_masks(squares, pixels[:2], config)
+        fitted = fit_masks(squares, pixels[:1], config)
     finally:
         hook.remove()
     image, *shown = seen
@@ -358,10 +358,10 @@ def test_baselines_are_taken_in_turn_and_the_least_of_what_a_mask_keeps_counts(
     assert int(fitted.forwards[0]) == 1 + 4 + 2
     mask, kept = fitted.render(SIZE, SIZE), []
     for value in colours.values():
-        inputs = squares.normalise(mask * pixels[:2] + (1 - mask) * value)
+        inputs = squares.normalise(mask * pixels[:1] + (1 - mask) * value)
         with torch.no_grad():
-            kept.append(squares.model(inputs).softmax(1)[torch.arange(2), fitted.target])
-    assert float((kept[0] - kept[1]).abs().min()) > 1e-3
+            kept.append(squares.model(inputs).softmax(1)[0, fitted.target])
+    assert float((kept[0] - kept[1]).abs()) > 1e-3
     torch.testing.assert_close(fitted.kept[:, 0], torch.minimum(*kept), atol=1e-5, rtol=0)
 
 
