@@ -1,6 +1,6 @@
 """How good is the network that emits masks as functions? On held-out planted scenes, against each image's own network.
 
-    python benchmarks/amortized_inr.py                                  the committed networks, about half an hour
+    python benchmarks/amortized_inr.py                                  the committed networks, about an hour
     python benchmarks/amortized_inr.py --checkpoints runs/inr --own 16 --dry
 
 Pointing on 500 scenes (the peak of the mean over the areas lies in the digit's box); areas, nesting, grey pixels and

@@ -1,6 +1,6 @@
 """Masks optimised for each image: coordinate networks beside extremal perturbations, on planted scenes.
 
-    python benchmarks/inr.py                 200 scenes of both models, about an hour on two cores
+    python benchmarks/inr.py                 200 scenes of both models, three hours of one core for the ResNet alone
     python benchmarks/inr.py --count 16 --models resnet --dry
 
 Areas, nesting, grey pixels and resolution of the masks; insertion − deletion of the sum of a method's masks, and how

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Areas, Box, ImageSize, RemovedPixels, any_json, engine_options
+from .options import Areas, Box, ImageSize, any_json, engine_options
 
 if TYPE_CHECKING:
     from .outcome import Outcome
@@ -114,7 +114,6 @@ __all__ = ["explain"]
     "--baseline",
     "baselines",
     multiple=True,
-    type=RemovedPixels(),
     default=("blur",),
     show_default=True,
     metavar="NAME|COLOUR",

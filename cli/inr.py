@@ -195,10 +195,11 @@ def _why_none(name: str, found: Fitted | SeveralMasks, row: int, job: INRJob, la
             f"image adds to the probability of '{label}'; ask for a larger area with --areas, or for more --steps"
         )
     probability = float(found.logits[row].softmax(0)[found.target[row]])
+    nothing = probability - float(found.room[row])
     if probability < 2 * ROOM:
         return f"{name}: the model gives '{label}' a probability of {probability:.2g}: there is no evidence to find"
     return (
-        f"{name}: the image adds nothing to the probability of '{label}', {probability:.0%} without any of its pixels; "
+        f"{name}: the image adds nothing to the probability of '{label}', {nothing:.0%} without any of its pixels; "
         "put something else in their place with --baseline"
     )
 

@@ -14,7 +14,6 @@ __all__ = [
     "BatchSizes",
     "Box",
     "ImageSize",
-    "RemovedPixels",
     "any_json",
     "bundle_argument",
     "engine_options",
@@ -27,8 +26,6 @@ SHORT_SPECS = {
     "scenes:vit": "python:saccade.evaluate.scenes_models:vit",
     "scenes:context": "python:saccade.evaluate.scenes_models:context",
 }
-
-_REMOVED = ("blur", "pyramid", "mean", "black")
 
 
 def resolve_model(spec: str) -> str:
@@ -96,18 +93,6 @@ class BatchSizes(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         if not sizes or min(sizes) < 1:
             self.fail(f"'{value}' is not a list of batch sizes; write for example 1,8,32", param, ctx)
         return sizes
-
-
-class RemovedPixels(click.ParamType):  # type: ignore[type-arg]  # as above
-    """What takes the place of a removed pixel: the name of a baseline, or a colour."""
-
-    name = "baseline"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse what is neither."""
-        if value not in _REMOVED and not re.fullmatch("#[0-9a-fA-F]{6}", value):
-            self.fail(f"'{value}' is neither {', '.join(_REMOVED)} nor a colour like '#808080'", param, ctx)
-        return str(value)
 
 
 class ImageSize(click.ParamType):  # type: ignore[type-arg]  # as above

@@ -147,6 +147,7 @@ def test_the_table_says_what_was_kept(saccade_command: Run, folder: Path, tmp_pa
         (("--method", "inr", "--model", "scenes:resnet", "--bundle", "b"), "does not go with --method"),
         (("--bundle", "b", "--objective", "dual"), "belongs to --method inr"),
         (("--bundle", "b", "--baseline", "mean"), "belongs to --method inr"),
+        (("--method", "inr", "--model", "scenes:resnet", "--baseline", "grey"), "unknown baseline 'grey'"),
         (("--method", "inr", "--model", "scenes:resnet", "--margin", "0.1"), "goes with --several"),
         (("--method", "inr", "--model", "scenes:resnet", "--several", "2", "--margin", "0.7"), "0<=x<0.5"),
         (("--checkpoint", "c", "--finetune", "2", "--areas", "0.1"), "does not go with --finetune"),
