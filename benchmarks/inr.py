@@ -1,6 +1,6 @@
 """Masks optimised for each image: coordinate networks beside extremal perturbations, on planted scenes.
 
-    python benchmarks/inr.py                 200 scenes of both models, three hours of one core for the ResNet alone
+    python benchmarks/inr.py --processes 2 --keep masks    200 scenes of both models; an hour for the ResNet alone
     python benchmarks/inr.py --count 16 --models resnet --dry
 
 Areas, nesting, grey pixels and resolution of the masks; insertion − deletion of the sum of a method's masks, and how
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,52 @@ def to_pixels(images: Uint8) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
-def in_batches(scenes: SceneBatch, find: Callable[[Tensor], Tensor], title: str) -> tuple[Tensor, float]:
-    """The masks of all scenes, and seconds per image."""
+@cache
+def explainee_of(model: str) -> Explainee:
+    return fast_for_input_gradients(load_explainee(f"python:saccade.evaluate.scenes_models:{model}"))
+
+
+def find_batch(model: str, config: INRConfig | ExtremalConfig, indices: range, keep: Path | None) -> dict[str, Any]:
+    """Masks (N, A, H, W), forwards of each image and seconds per image; those kept by an earlier run are read."""
+    kept = keep and keep / f"{model}-{type(config).__name__}-{indices.start}-{indices.stop}.pt"
+    if kept and kept.exists():
+        found: dict[str, Any] = torch.load(kept)
+        if found["config"] == repr(config):
+            return found
+    explainee = explainee_of(model)
+    pixels = to_pixels(SceneSource("test").batch(indices).images)
     began = time.perf_counter()
-    starts = track(range(0, len(scenes.images), BATCH), title, console=Console(stderr=True))
-    parts = [find(to_pixels(scenes.images[at : at + BATCH])) for at in starts]
-    return torch.cat(parts), (time.perf_counter() - began) / len(scenes.images)
+    if isinstance(config, INRConfig):
+        fitted = fit_masks(explainee, pixels, config)
+        masks, forwards = fitted.render(*explainee.image_spec.size), fitted.forwards.tolist()
+    else:
+        masks = extremal_masks(explainee, pixels, config)
+        forwards = [config.steps * len(config.areas) + 1] * len(pixels)
+    seconds = (time.perf_counter() - began) / len(pixels)
+    found = {"masks": masks, "forwards": forwards, "seconds": [seconds] * len(pixels), "config": repr(config)}
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(found, kept.with_suffix(".part"))
+        kept.with_suffix(".part").rename(kept)
+    return found
+
+
+def in_batches(
+    model: str, config: INRConfig | ExtremalConfig, indices: range, processes: int, keep: Path | None
+) -> tuple[Tensor, float, float]:
+    """The masks of all scenes, forwards and seconds of a process per image."""
+    batches = [range(at, min(at + BATCH, indices.stop)) for at in range(indices.start, indices.stop, BATCH)]
+    with ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(max(1, torch.get_num_threads() // processes),),
+    ) as pool:
+        waiting = [pool.submit(find_batch, model, config, batch, keep) for batch in batches]
+        title = f"{model}, {type(config).__name__.removesuffix('Config')}"
+        found = [one.result() for one in track(waiting, title, console=Console(stderr=True))]
+    forwards, seconds = (np.concatenate([one[name] for one in found]) for name in ("forwards", "seconds"))
+    return torch.cat([one["masks"] for one in found]), float(forwards.mean()), float(seconds.mean())
 
 
 def precision(masks: Tensor, scenes: SceneBatch) -> np.ndarray[Any, Any]:
@@ -78,8 +120,8 @@ def quality(explainee: Explainee, scenes: SceneBatch, masks: Tensor) -> dict[str
 
 
 def shape_of(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dict[str, float]:
-    """What the masks of 16 images are like as functions."""
-    fitted = fit_masks(explainee, to_pixels(scenes.images[:BATCH]), config)
+    """What the masks are like as functions."""
+    fitted = fit_masks(explainee, to_pixels(scenes.images), config)
     height, width = explainee.image_spec.size
     asked = torch.tensor(sorted({*AREAS, *OTHER_AREAS}))
     masks = fitted.render(height, width, asked)
@@ -101,7 +143,7 @@ def shape_of(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dic
 
 def together(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dict[str, float]:
     """16 images at once against one by one, and against every mask by itself."""
-    pixels = to_pixels(scenes.images[:BATCH])
+    pixels = to_pixels(scenes.images)
     began = time.perf_counter()
     batch = fit_masks(explainee, pixels, config)
     at_once = (time.perf_counter() - began) / BATCH
@@ -127,25 +169,15 @@ def together(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dic
 
 
 def compared(
-    explainee: Explainee, scenes: SceneBatch, config: INRConfig, extremal: ExtremalConfig, table: Table, model: str
+    model: str, indices: range, configs: dict[str, INRConfig | ExtremalConfig], table: Table, **how: Any
 ) -> dict[str, Any]:
     """Coordinate networks beside extremal perturbations on all scenes, a row in the table for each."""
-    forwards: list[int] = []
-
-    def fitted(pixels: Tensor) -> Tensor:
-        found = fit_masks(explainee, pixels, config)
-        forwards.extend(found.forwards.tolist())
-        return found.render(*explainee.image_spec.size)
-
-    def lattice(pixels: Tensor) -> Tensor:
-        return extremal_masks(explainee, pixels, extremal)
-
+    explainee, scenes = explainee_of(model), SceneSource("test").batch(indices)
     rows, about = {}, {}
-    for name, find in (("coordinate network", fitted), ("extremal perturbations", lattice)):
-        masks, seconds = in_batches(scenes, find, f"{model}, {name}")
+    for name, config in configs.items():
+        masks, passes, seconds = in_batches(model, config, indices, **how)
         rows[name] = quality(explainee, scenes, masks)
         inside = precision(masks, scenes).mean(0)
-        passes = float(np.mean(forwards)) if find is fitted else float(extremal.steps * len(AREAS) + 1)
         value = estimate(make_metrics(METRICS)[0], rows[name][METRICS[0]])
         about[name] = {
             "insertion-deletion": value.value,
@@ -162,7 +194,6 @@ def compared(
         "scenes": len(scenes.images),
         **about,
         "difference": [change.value, change.low, change.high],
-        "masks": shape_of(scenes, explainee, config),
     }
 
 
@@ -173,21 +204,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--extremal-steps", type=int, default=800)
     parser.add_argument("--baseline", default="blur")
+    parser.add_argument("--processes", type=int, default=1, help="side by side, for the comparison's masks")
+    parser.add_argument("--keep", type=Path, help="folder of masks found so far, from which a stopped run goes on")
     parser.add_argument("--only", choices=("quality", "time"), help="quality may be measured beside other work")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
-    scenes = SceneSource("test").batch(range(FIRST, FIRST + arguments.count))
+    indices = range(FIRST, FIRST + arguments.count)
     table = Table("model", "method", "insertion − deletion", "on the digit, by area", "forwards", "s", box=None)
     results = []
     for model in arguments.models:
-        explainee = fast_for_input_gradients(load_explainee(f"python:saccade.evaluate.scenes_models:{model}"))
         config = INRConfig(areas=AREAS, steps=arguments.steps, baselines=(arguments.baseline,))
         extremal = ExtremalConfig(areas=AREAS, steps=arguments.extremal_steps, baseline=arguments.baseline)
         row: dict[str, Any] = {"model": model}
         if arguments.only != "time":
-            row |= compared(explainee, scenes, config, extremal, table, model)
+            both: dict[str, INRConfig | ExtremalConfig] = {
+                "coordinate network": config,
+                "extremal perturbations": extremal,
+            }
+            row |= compared(model, indices, both, table, processes=arguments.processes, keep=arguments.keep)
+            row["masks"] = shape_of(SceneSource("test").batch(indices[:BATCH]), explainee_of(model), config)
         if arguments.only != "quality":
-            row["together"] = together(scenes, explainee, config)
+            row["together"] = together(SceneSource("test").batch(indices[:BATCH]), explainee_of(model), config)
         results.append(row)
         Console(stderr=True).print(row, markup=False)
     Console(width=140).print(table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,8 @@ _REACH = 6  # lattice steps to each side that the maximum looks at: two standard
 _COLDNESS = 20.0
 _AREA_WEIGHT, _GROWTH = 300.0, 1.0035
 _MOMENTUM = 0.9  # and dampening
-_FLOATS = 2**22  # held at once, a few times over: as many masks go together as stay in a processor's caches
-_FLOATS_ON_GPU = 2**26
+_PIXELS = 2**16  # of masks at once: what the smooth maximum works on stays in a processor's caches
+_PIXELS_ON_GPU = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,43 @@ class ExtremalConfig:
             raise UsageError("steps are at least 1, and the learning rate is positive and finite")
 
 
+class _Pooled(torch.autograd.Function):
+    """c Σ w e^{cw} / Σ e^{cw} over the neighbours of each cell, cw = kernel × neighbour, (M, offsets, cells).
+
+    One neighbour after another, forwards and backwards: what is held at once does not grow with their number.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, around: Tensor, kernel: Tensor) -> Tensor:
+        """Around each cell (M, neighbours, cells), with c times what each weighs in a pixel (offsets, neighbours)."""
+        above = around.new_zeros(len(around), len(kernel), around.shape[2])
+        below = torch.zeros_like(above)
+        weighted, exponential = torch.empty_like(above), torch.empty_like(above)
+        for place in range(kernel.shape[1]):
+            torch.mul(kernel[:, place, None], around[:, place, None], out=weighted)
+            torch.exp(weighted, out=exponential)
+            above.addcmul_(weighted, exponential)
+            below += exponential
+        pooled = above.div_(below)
+        ctx.save_for_backward(around, kernel, pooled, below)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The derivative of a pixel by cw is e^{cw} (1 + cw − pixel) / Σ e^{cw}."""
+        around, kernel, pooled, below = ctx.saved_tensors
+        share = gradients[0] / below
+        constant = share * (1 - pooled)
+        towards = torch.empty_like(around)
+        weighted, exponential = torch.empty_like(share), torch.empty_like(share)
+        for place in range(kernel.shape[1]):
+            torch.mul(kernel[:, place, None], around[:, place, None], out=weighted)
+            torch.exp(weighted, out=exponential)
+            torch.addcmul(constant, weighted, share, out=weighted)
+            towards[:, place] = kernel[:, place] @ weighted.mul_(exponential)
+        return towards, None
+
+
 class SmoothMaximum:
     """From a lattice of values in [0, 1] to a mask whose edges are as soft as the kernel.
 
@@ -67,9 +105,6 @@ class SmoothMaximum:
     Args:
         size: (height, width) of the mask; divisible by 32.
         device: where masks are made.
-
-    Attributes:
-        floats: numbers that are held for one mask on the way.
     """
 
     def __init__(self, size: tuple[int, int], device: torch.device) -> None:
@@ -84,17 +119,16 @@ class SmoothMaximum:
         distance = (squares[0][:, None, :, None] + squares[1][None, :, None, :]).sqrt() / _SMOOTHING
         kernel = torch.exp(-2 * (distance - 0.5).clamp_min(0).square())
         self.kernel = kernel.flatten(2).flatten(0, 1).to(device)  # (offsets, neighbours)
-        self.floats = self.kernel.numel() * _CELLS**2
 
     def __call__(self, lattice: Tensor) -> Tensor:
         """(M, 32, 32) to masks (M, H, W)."""
         around = F.unfold(
             F.pad(lattice[:, None], [_REACH] * 4, mode="replicate"), 2 * _REACH + 1
         )  # (M, neighbours, cells)
-        weighted = self.kernel[None, :, :, None] * around[:, None]
-        pooled = (weighted * (_COLDNESS * weighted).softmax(2)).sum(2)
-        rows = pooled.reshape(-1, *self.step, _CELLS, _CELLS).permute(0, 3, 1, 4, 2)
-        return rows.reshape(-1, _CELLS * self.step[0], _CELLS * self.step[1]).clamp(0, 1)
+        pooled = _Pooled.apply(around, (_COLDNESS * self.kernel).to(lattice.dtype))  # type: ignore[no-untyped-call]
+        rows = (pooled / _COLDNESS).reshape(-1, *self.step, _CELLS, _CELLS).permute(0, 3, 1, 4, 2)
+        masks: Tensor = rows.reshape(-1, _CELLS * self.step[0], _CELLS * self.step[1])
+        return masks.clamp(0, 1)
 
 
 def extremal_masks(
@@ -124,8 +158,8 @@ def extremal_masks(
     baseline = one_each(make_baseline(pixels, config.baseline, explainee.image_spec.mean), len(pixels))
     areas = torch.tensor(config.areas, device=device)
     reference = sorted_reference(areas, size[0] * size[1])
-    count, floats = len(pixels), _FLOATS if device.type == "cpu" else _FLOATS_ON_GPU
-    parts = -(-count * len(areas) // max(1, floats // enlarge.floats))
+    count, at_once = len(pixels), _PIXELS if device.type == "cpu" else _PIXELS_ON_GPU
+    parts = -(-count * len(areas) // max(1, at_once // (size[0] * size[1])))
     lattice = torch.ones(count, len(areas), _CELLS, _CELLS, device=device, requires_grad=True)
     speed = torch.zeros_like(lattice)
     with guest(explainee.model):

@@ -417,21 +417,25 @@ def test_more_masks_than_fit_are_refused() -> None:
         SeveralConfig(most=5, area=0.2)
 
 
-def test_a_lattice_s_smooth_maximum_is_its_formula() -> None:
-    lattice = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0))
+def test_a_lattice_s_smooth_maximum_and_its_derivative_are_those_of_its_formula() -> None:
+    lattice = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lattice.requires_grad_()
     found = SmoothMaximum((64, 96), torch.device("cpu"))(lattice)
     assert found.shape == (2, 64, 96)
     for row, column in [(0, 0), (31, 40), (63, 95), (20, 1)]:
-        values = []
+        above, below = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         home_row, home_column = row // 2, column // 3
         for i in range(home_row - 6, home_row + 7):
             for j in range(home_column - 6, home_column + 7):
                 distance = math.hypot(i + 0.5 - (row + 0.5) / 2, j + 0.5 - (column + 0.5) / 3) / 3
                 kernel = math.exp(-2 * max(0.0, distance - 0.5) ** 2)
-                values.append(kernel * float(lattice[1, min(31, max(0, i)), min(31, max(0, j))]))
-        weights = [math.exp(20 * value) for value in values]
-        expected = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
-        assert float(found[1, row, column]) == pytest.approx(min(1.0, expected), abs=1e-5)
+                value = kernel * lattice[1, min(31, max(0, i)), min(31, max(0, j))]
+                above, below = above + value * (20 * value).exp(), below + (20 * value).exp()
+        expected = (above / below).clamp(max=1.0)
+        torch.testing.assert_close(found[1, row, column], expected, atol=1e-6, rtol=0)
+        (derivative,) = torch.autograd.grad(found[1, row, column], lattice, retain_graph=True)
+        (by_formula,) = torch.autograd.grad(expected, lattice)
+        torch.testing.assert_close(derivative, by_formula, atol=1e-6, rtol=0)
 
 
 def test_extremal_masks_are_the_same_however_many_are_held_at_once(
@@ -439,7 +443,7 @@ def test_extremal_masks_are_the_same_however_many_are_held_at_once(
 ) -> None:
     config = ExtremalConfig(areas=(0.1, 0.2, 0.3), baseline="#404040", steps=20)
     expected = extremal_masks(squares, pixels, config)
-    monkeypatch.setattr(extremal_module, "_FLOATS", 2 * SmoothMaximum((SIZE, SIZE), torch.device("cpu")).floats)
+    monkeypatch.setattr(extremal_module, "_PIXELS", 2 * SIZE * SIZE)
     torch.testing.assert_close(extremal_masks(squares, pixels, config), expected, atol=1e-5, rtol=0)
 
 
