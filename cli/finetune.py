@@ -17,7 +17,6 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from torch import nn
 
-from ..accel.bundle import class_index
 from ..accel.image import ImageSource
 from ..accel.results import Failure, ImageExplanation
 from ..contracts import Uint8
@@ -31,7 +30,7 @@ from ..methods.ltx.finetune import FinetuneConfig, FineTuned, finetune
 from ..methods.ltx.model import LTXExplainer
 from ..methods.train import to_float
 from .evaluate import mean_colour
-from .loading import Answers, LoadedImage, chunks, explained, loaded
+from .loading import Answers, Question, asked_classes, chunks, explained, loaded
 from .options import resolve_model
 from .outcome import Outcome
 from .progress import counting_progress
@@ -96,7 +95,7 @@ def explain_finetuned(
         )
     losses = record.config
     explainer.to("cuda" if torch.cuda.is_available() else "cpu")
-    asked = [class_index(target, record.class_names) for target in targets] or [-1]
+    asked = asked_classes(targets, record.class_names)
     gains = _Gains()
     classifier = fast_for_input_gradients(explainer.explainee).model
     with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
@@ -106,9 +105,9 @@ def explain_finetuned(
         for chunk in chunks(work, max(1, batch_size // len(asked))):
             readable = [item for item in chunk if not isinstance(item, Failure)]
             count = len(readable) * len(asked)
-            job = _Job(explainer, classifier, asked, losses, config, gains, measured=not as_json)
+            job = _Job(explainer, classifier, losses, config, gains, several=len(asked) > 1, measured=not as_json)
             on_step = partial(_advance, progress, bar, before, count)
-            tuned = explained(partial(_explain, job, on_step=on_step), readable, "fine-tuning")
+            tuned = explained(partial(_explain, job, on_step=on_step), readable, asked, "fine-tuning")
             before += count * config.steps
             for item in chunk:
                 for result in [item] if isinstance(item, Failure) else tuned.pop(0):
@@ -124,17 +123,17 @@ class _Job:
 
     explainer: LTXExplainer
     classifier: nn.Module
-    asked: Sequence[int]
     losses: LTXConfig
     config: FinetuneConfig
     gains: _Gains
+    several: bool
     measured: bool
 
 
-def _explain(job: _Job, images: Sequence[LoadedImage], *, on_step: Callable[[int], None]) -> list[Answers]:
-    explainer, gains, each = job.explainer, job.gains, len(job.asked)
-    pixels = np.repeat(np.stack([item.input for item in images]), each, axis=0)
-    target = torch.tensor(list(job.asked) * len(images), device=device_of(explainer))
+def _explain(job: _Job, questions: Sequence[Question], *, on_step: Callable[[int], None]) -> list[Answers]:
+    explainer, gains = job.explainer, job.gains
+    pixels = np.stack([question.image.input for question in questions])
+    target = torch.tensor([question.target for question in questions], device=device_of(explainer))
     began = time.perf_counter()
     found = finetune(
         explainer,
@@ -154,20 +153,12 @@ def _explain(job: _Job, images: Sequence[LoadedImage], *, on_step: Callable[[int
     if job.measured and comparable.any():
         gains.rows.append(_measured(explainer, pixels, found, comparable))
     milliseconds = seconds * 1e3 / len(target)
-    return [
-        [
-            answer
-            for place in range(each)
-            for answer in _pair(explainer, image, found, index * each + place, milliseconds, several=each > 1)
-        ]
-        for index, image in enumerate(images)
-    ]
+    return [_pair(job, question, found, index, milliseconds) for index, question in enumerate(questions)]
 
 
-def _pair(
-    explainer: LTXExplainer, image: LoadedImage, found: FineTuned, index: int, milliseconds: float, *, several: bool
-) -> list[ImageExplanation]:
+def _pair(job: _Job, question: Question, found: FineTuned, index: int, milliseconds: float) -> Answers:
     """The pretrained and the tuned explanation of one image and class."""
+    explainer, image = job.explainer, question.image
     names, label = explainer.explainee.class_names, int(found.target[index])
     tuned = {"step": float(found.step[index]), "loss": float(found.score[index])}
     tuned |= {"forwards": float(found.forwards), "backwards": float(found.backwards)}
@@ -184,7 +175,7 @@ def _pair(
             class_specific=explainer.class_specific or kind == "finetuned",
             milliseconds=milliseconds if kind == "finetuned" else None,
             diagnostics=diagnostics,
-            variant=f"{names[label]}.{kind}" if several else kind,
+            variant=f"{names[label]}.{kind}" if job.several else kind,
         )
         for kind, (masks, diagnostics) in kinds.items()
     ]

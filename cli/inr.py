@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..accel.bundle import class_index
 from ..accel.image import ImageSource
 from ..accel.results import Failure, ImageExplanation, together
 from ..methods.explainee import Explainee, load_explainee
@@ -22,7 +21,7 @@ from ..methods.fold import fast_for_input_gradients
 from ..methods.inr.config import INRConfig
 from ..methods.inr.fit import Fitted, fit_masks
 from ..methods.inr.several import ROOM, SeveralConfig, SeveralMasks, several_masks
-from .loading import Answers, LoadedImage, chunks, explained, loaded
+from .loading import Answers, Question, asked_classes, chunks, explained, loaded
 from .options import resolve_model
 from .outcome import Outcome
 from .progress import counting_progress
@@ -75,7 +74,7 @@ def explain_by_optimisation(
     explainee = load_explainee(resolve_model(job.spec), job.weights)
     explainee.model.to("cuda" if torch.cuda.is_available() else "cpu")
     explainee = fast_for_input_gradients(explainee)
-    asked = [class_index(target, explainee.class_names) for target in job.targets] or [-1]
+    asked = asked_classes(job.targets, explainee.class_names)
     rounds = job.several.most if job.several else 1
     fewer = 0
     with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
@@ -90,7 +89,7 @@ def explain_by_optimisation(
                 reached = progress.tasks[bar].completed  # a mask that is looked for again does not turn the bar back
                 progress.update(bar, completed=max(reached, start + share * whole))
 
-            answers = explained(partial(_explain, explainee, job, asked, advance=advance), readable, "optimising")
+            answers = explained(partial(_explain, explainee, job, advance=advance), readable, asked, "optimising")
             advance(1.0)
             for item in chunk:
                 results: Answers = [item] if isinstance(item, Failure) else answers.pop(0)
@@ -112,16 +111,15 @@ def explain_by_optimisation(
 def _explain(
     explainee: Explainee,
     job: INRJob,
-    asked: Sequence[int],
-    images: Sequence[LoadedImage],
+    questions: Sequence[Question],
     *,
     advance: Callable[[float], None],
 ) -> list[Answers]:
-    """Each image's explanations: for every class one for each area, or for each of several masks."""
-    device, each = device_of(explainee.model), len(asked)
-    pixels = np.repeat(np.stack([item.input for item in images]), each, axis=0)
+    """The explanations that answer each question: one for each area, or for each of several masks."""
+    device, several_classes = device_of(explainee.model), len(job.targets) > 1
+    pixels = np.stack([question.image.input for question in questions])
     values = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
-    target = torch.tensor(list(asked) * len(images), device=device)
+    target = torch.tensor([question.target for question in questions], device=device)
     began = time.perf_counter()
     found: Fitted | SeveralMasks
     steps = job.config.steps
@@ -152,35 +150,34 @@ def _explain(
     probabilities = found.logits.softmax(1).cpu().numpy()
     shapes = masks.cpu().numpy()
     answers: list[Answers] = []
-    for index, image in enumerate(images):
+    for row, (image, _, _) in enumerate(questions):
         one: Answers = []
-        for row in range(index * each, (index + 1) * each):
-            label = int(found.target[row])
-            if job.several is not None and not shapes[row].any():
-                one.append(Failure(image.name, _why_none(image.name, found, row, job, explainee.class_names[label])))
-            kept: list[ImageExplanation] = []
-            for place, name in enumerate(names):
-                if job.several is not None and not shapes[row, place].any():
-                    continue
-                kept.append(
-                    ImageExplanation(
-                        source=image.name,
-                        image=image.whole,
-                        probabilities=probabilities[row],
-                        target=label,
-                        class_names=explainee.class_names,
-                        mask=shapes[row, place],
-                        spec=explainee.image_spec,
-                        class_specific=True,
-                        milliseconds=milliseconds,
-                        diagnostics=numbers[row][place],
-                        variant=f"{explainee.class_names[label]}.{name}" if each > 1 else name,
-                    )
+        label = int(found.target[row])
+        class_name = explainee.class_names[label]
+        if job.several is not None and not shapes[row].any():
+            one.append(Failure(image.name, _why_none(image.name, found, row, job, class_name)))
+        kept: list[ImageExplanation] = []
+        for place, name in enumerate(names):
+            if job.several is not None and not shapes[row, place].any():
+                continue
+            kept.append(
+                ImageExplanation(
+                    source=image.name,
+                    image=image.whole,
+                    probabilities=probabilities[row],
+                    target=label,
+                    class_names=explainee.class_names,
+                    mask=shapes[row, place],
+                    spec=explainee.image_spec,
+                    class_specific=True,
+                    milliseconds=milliseconds,
+                    diagnostics=numbers[row][place],
+                    variant=f"{class_name}.{name}" if several_classes else name,
                 )
-            one.extend(kept)
-            if isinstance(found, SeveralMasks) and len(kept) > 1:
-                prefix = explainee.class_names[label] if each > 1 else ""
-                one.append(together(kept, prefix, retention=float(found.union[row])))
+            )
+        one.extend(kept)
+        if isinstance(found, SeveralMasks) and len(kept) > 1:
+            one.append(together(kept, class_name if several_classes else "", retention=float(found.union[row])))
         answers.append(one)
     return answers
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from ..accel.bundle import class_index
 from ..accel.image import ImageSource, load_image, resize_image, source_name
 from ..accel.results import Failure, ImageExplanation
 from ..contracts import ImageSpec, Uint8
 from ..errors import ImageError, ModelError, OutOfMemory
 
-__all__ = ["Answers", "LoadedImage", "chunks", "explained", "loaded"]
+__all__ = ["Answers", "LoadedImage", "Question", "asked_classes", "chunks", "explained", "loaded"]
 
 Answers = list[ImageExplanation | Failure]
 """The explanations of one image."""
@@ -23,6 +24,19 @@ class LoadedImage(NamedTuple):
     name: str
     whole: Uint8
     input: Uint8
+
+
+class Question(NamedTuple):
+    """What is explained: an image for a class, negative for the predicted one, which the user called so."""
+
+    image: LoadedImage
+    target: int = -1
+    label: str = ""
+
+
+def asked_classes(targets: Iterable[str], class_names: Sequence[str]) -> dict[str, int]:
+    """Each target as the user called it with its index; the predicted class (−1) if there is none."""
+    return {target: class_index(target, class_names) for target in targets} or {"": -1}
 
 
 def loaded(files: Sequence[ImageSource], spec: ImageSpec, max_pixels: int) -> Iterator[LoadedImage | Failure]:
@@ -44,28 +58,44 @@ def chunks(work: Iterable[LoadedImage | Failure], size: int) -> Iterator[list[Lo
 
 
 def explained(
-    explain: Callable[[Sequence[LoadedImage]], list[Answers]], images: Sequence[LoadedImage], doing: str
+    explain: Callable[[Sequence[Question]], list[Answers]],
+    images: Sequence[LoadedImage],
+    asked: Mapping[str, int],
+    doing: str,
 ) -> list[Answers]:
-    """Each image's explanations; one whose optimisation breaks off alone does not stop the others.
+    """Each image's explanations for all classes; an optimisation that breaks off alone does not stop the others.
 
     Args:
-        explain: explains images together.
+        explain: answers questions together.
         images: any number.
+        asked: the classes, see `asked_classes`.
         doing: in messages, as "fine-tuning".
 
     Raises:
         OutOfMemory: with the batch size to try.
     """
-    if not images:
+    questions = [Question(image, target, label) for image in images for label, target in asked.items()]
+    answers = _answered(explain, questions, doing)
+    each = len(asked)
+    return [list(itertools.chain(*answers[at : at + each])) for at in range(0, len(answers), each)]
+
+
+def _answered(
+    explain: Callable[[Sequence[Question]], list[Answers]], questions: Sequence[Question], doing: str
+) -> list[Answers]:
+    if not questions:
         return []
     try:
-        return explain(images)
+        return explain(questions)
     except ModelError as error:
-        if len(images) == 1:
-            return [[Failure(images[0].name, f"{images[0].name}: {error}")]]
-        return [found for image in images for found in explained(explain, [image], doing)]
+        if len(questions) == 1:
+            (image, _, label), which = questions[0], ""
+            if label:
+                which = f", class '{label}'"
+            return [[Failure(image.name, f"{image.name}{which}: {error}")]]
+        return [found for question in questions for found in _answered(explain, [question], doing)]
     except RuntimeError as error:
         if "memory" not in str(error).lower():
             raise
-        advice = f"try --batch-size {max(1, len(images) // 4)}" if len(images) > 1 else "use a smaller model"
-        raise OutOfMemory(f"{doing} {len(images)} images at once does not fit into memory; {advice}") from None
+        advice = f"try --batch-size {max(1, len(questions) // 4)}" if len(questions) > 1 else "use a smaller model"
+        raise OutOfMemory(f"{doing} {len(questions)} masks at once does not fit into memory; {advice}") from None

@@ -70,6 +70,13 @@ def test_an_image_that_diverges_does_not_stop_the_others(
     assert ["error" in line for line in lines] == [False, True, False]
     assert "1.png: the mask diverges at step 1; lower the learning rate" in lines[1]["error"]
     assert "1.png" in " ".join(err.split())
+    code, said, _ = saccade_command(
+        "explain", tmp_path / "1.png", "--method", "inr", "--model", "scenes:resnet", "--areas", "0.1", "--steps", 3,
+        "--target", "3", "--target", "4", "--json",
+    )  # fmt: skip
+    assert code == 1
+    errors = [json.loads(line)["error"].rpartition("/")[2] for line in said.splitlines()]
+    assert [error.partition(": ")[0] for error in errors] == ["1.png, class '3'", "1.png, class '4'"]
 
 
 def test_several_masks_have_no_pixel_in_common(saccade_command: Run, tmp_path: Path) -> None:
