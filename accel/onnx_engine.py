@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from .onnx_prune import prune_onnx
 
 __all__ = ["OnnxEngine"]
 
+_COPIES = 2  # of rendered masks: the graph holds one, results are made from another
 _ALLOCATION = ("allocate", "bad_alloc", "bad allocation", "out of memory")
 
 
@@ -72,6 +74,7 @@ class OnnxEngine:
         if manifest.areas:
             feeds["areas"] = np.array(asked.areas or manifest.areas, dtype=np.float32)
             feeds["rows"], feeds["columns"] = asked.places(manifest.mask_size)
+            self._check_room(feeds, asked.parts or len(feeds["areas"]))
         outputs = [output.name for output in session.get_outputs()]
         answers = dict(zip(outputs, self._run(session, outputs, feeds), strict=True))
         probabilities, chosen = answers.pop("probabilities"), answers.pop("target_class")
@@ -109,6 +112,16 @@ class OnnxEngine:
                 f"this bundle was trained for {gives}, not {query.parts}; train another with --parts {query.parts}"
             )
         replace(query, areas=query.areas or manifest.areas)  # do so many masks fit side by side?
+
+    def _check_room(self, feeds: dict[str, Any], masks: int) -> None:
+        """Refuse masks that no memory of this machine can hold, before the system ends the process for them."""
+        height, width, count = len(feeds["rows"]), len(feeds["columns"]), len(feeds["image"])
+        needed = _COPIES * 4 * count * masks * height * width
+        if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise OutOfMemory(
+                f"{count * masks} masks of {height}×{width} pixels take {needed / 2**30:.0f} GiB while they are made, "
+                f"more than this machine has; {_smaller(feeds)}"
+            )
 
     def _one_after_the_other(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None) -> Explanation:
         """Several classes of each image by a graph that takes one."""
@@ -150,14 +163,7 @@ class OnnxEngine:
         except Exception as error:  # as above
             count = len(feeds["image"])
             if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _ALLOCATION):
-                raise OutOfMemory(
-                    f"a batch of {count} images does not fit into memory; "
-                    + (
-                        f"try --batch-size {max(1, count // 4)}"
-                        if count > 1
-                        else "free some memory or use a smaller model"
-                    )
-                ) from None
+                raise OutOfMemory(f"a batch of {count} images does not fit into memory; {_smaller(feeds)}") from None
             raise EngineError(f"ONNX Runtime failed on a batch of {count} images: {_line(error)}") from error
 
     def _checked_images(self, images: Uint8) -> Uint8:
@@ -210,3 +216,13 @@ def _resolve_providers(names: Sequence[str]) -> list[str]:
 
 def _line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _smaller(feeds: dict[str, Any]) -> str:
+    """What to ask for in place of what does not fit."""
+    count, (height, width) = len(feeds["image"]), feeds["image"].shape[1:3]
+    if count > 1:
+        return f"try --batch-size {max(1, count // 4)}"
+    if "rows" in feeds and len(feeds["rows"]) * len(feeds["columns"]) > height * width:
+        return "ask for a smaller --size, or for one part of the image after another with --box"
+    return "free some memory or use a smaller model"

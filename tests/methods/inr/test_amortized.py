@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saccade.accel.engines import open_engine
 from saccade.contracts import MaskQuery, Uint8
-from saccade.errors import ParityError, UsageError
+from saccade.errors import OutOfMemory, ParityError, UsageError
 from saccade.evaluate.scenes import SceneConfig, SceneSource
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
 from saccade.evaluate.weights_folder import WEIGHTS
@@ -264,6 +264,16 @@ def test_the_gate_asks_for_what_a_bundle_does_not_give_by_itself(
     with pytest.raises(ParityError, match="mask"):
         export_trained(explainer, record, images, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_masks_that_no_memory_holds_are_refused_before_they_are_made(
+    exported: tuple[AmortizedExplainer, Path, Uint8],
+) -> None:
+    _, path, images = exported
+    with pytest.raises(OutOfMemory, match=r"4 masks of 200000×100000 pixels take 596 GiB .*--size.* --box"):
+        open_engine(path).run(images[:1], None, MaskQuery(size=(200_000, 100_000)))
+    with pytest.raises(OutOfMemory, match=r"12 masks .* --batch-size 1"):
+        open_engine(path).run(images[:3], None, MaskQuery(size=(200_000, 100_000)))
 
 
 def test_the_graph_takes_any_areas_places_and_classes(exported: tuple[AmortizedExplainer, Path, Uint8]) -> None:
