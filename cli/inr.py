@@ -28,6 +28,8 @@ from .progress import counting_progress
 
 __all__ = ["INRJob", "explain_by_optimisation"]
 
+_LOST = 0.1  # share of the class's probability, below which a mask is no explanation
+
 
 @dataclass(frozen=True)
 class INRJob:
@@ -76,7 +78,7 @@ def explain_by_optimisation(
     explainee = fast_for_input_gradients(explainee)
     asked = asked_classes(job.targets, explainee.class_names)
     rounds = job.several.most if job.several else 1
-    fewer = 0
+    fewer = lost = 0
     with Outcome(out, formats, as_json) as outcome, counting_progress() as progress:
         bar = progress.add_task("optimising", total=len(files) * len(asked) * rounds * job.config.steps)
         work = loaded(files, explainee.image_spec, max_pixels)
@@ -95,10 +97,17 @@ def explain_by_optimisation(
                 results: Answers = [item] if isinstance(item, Failure) else answers.pop(0)
                 masks = [one for one in results if isinstance(one, ImageExplanation) and not one.parts]
                 fewer += 0 < len(masks) < rounds * len(asked)
+                lost += any(_lost(one) for one in masks)
                 for result in results:
                     outcome.take(result, progress.console)
     if not as_json:
         _print(outcome)
+        if lost:
+            Console().print(
+                f"{lost} of the images with a mask that holds on to less than {_LOST:.0%} of the class's probability: "
+                "it explains nothing; ask for larger --areas or more --steps, or lower the --learning-rate",
+                style="dim",
+            )
         if job.several and fewer:
             Console().print(
                 f"{fewer} of the images with fewer than {rounds} masks: a further one would hold on to less than "
@@ -106,6 +115,12 @@ def explain_by_optimisation(
                 style="dim",
             )
     return outcome.exit_code
+
+
+def _lost(result: ImageExplanation) -> bool:
+    """Whether a mask was found that does not hold on to the class; several masks end before such a one."""
+    kept = result.diagnostics.get("kept_probability")
+    return kept is not None and kept < _LOST * result.probability
 
 
 def _explain(

@@ -79,6 +79,17 @@ def test_an_image_that_diverges_does_not_stop_the_others(
     assert [error.partition(": ")[0] for error in errors] == ["1.png, class '3'", "1.png, class '4'"]
 
 
+def test_a_mask_that_explains_nothing_is_said(saccade_command: Run, folder: Path, tmp_path: Path) -> None:
+    asked = ["explain", folder / "0.png", "--method", "inr", "--model", "scenes:resnet", "--steps", 30]
+    code, said, _ = saccade_command(*asked, "--areas", "0.3", "--out", tmp_path / "out")
+    assert (code, "explains nothing" in said) == (0, False)
+    code, said, _ = saccade_command(*asked, "--areas", "0.001,0.3", "--out", tmp_path / "lost", "--learning-rate", 100)
+    assert code == 0
+    assert "1 of the images with a mask that holds on to less than 10% of the class's probability" in " ".join(
+        said.split()
+    )
+
+
 def test_several_masks_have_no_pixel_in_common(saccade_command: Run, tmp_path: Path) -> None:
     scene = SceneSource("test", SceneConfig(variant="context")).scene(3)  # the classifier knows it by either
     Image.fromarray(scene.image).save(tmp_path / "either.png")
