@@ -18,6 +18,8 @@ from saccade.contracts import ImageSpec
 from saccade.methods.explainee import Explainee, fingerprint
 
 torchvision_on_cpu.declare_operators()
+if not torch.cuda.is_available():  # Triton is imported later, and then runs its kernels on a processor
+    os.environ["TRITON_INTERPRET"] = "1"
 
 TINY_SPEC = ImageSpec(size=(32, 32), mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))
 

@@ -1,0 +1,103 @@
+"""Which implementation of an operator runs: on a CPU its reference, on a GPU the one that was measured to be faster.
+
+`SACCADE_KERNELS` chooses for everything: `auto` (the default), `fused` (Triton), `compiled` (`torch.compile` of the
+reference) or `reference`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError, require, suggest
+
+__all__ = ["IMPLEMENTATIONS", "MEASURED", "KernelOp", "chosen", "kernel_op", "shape_class"]
+
+IMPLEMENTATIONS = ("auto", "fused", "compiled", "reference")
+MEASURED = Path(__file__).parent / "measured.json"  # by benchmarks/kernels.py: what is faster than the fused kernel
+
+
+class KernelOp(Protocol):
+    """An operator that is called as its reference, and may be given a derivative."""
+
+    register_autograd: Callable[..., None]
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        """Run the implementation of the arguments' device."""
+        ...
+
+
+def kernel_op(name: str, reference: Callable[..., Tensor]) -> KernelOp:
+    """The operator ``saccade::<name>``.
+
+    Its reference is the body on a CPU, the shape function, and what it decomposes to in an exported graph; on a GPU
+    ``<name>_fused`` of the module `fused` beside the reference runs, imported by its first call.
+    """
+    op = torch.library.custom_op(f"saccade::{name}", reference, mutates_args=())
+    op.register_fake(reference)
+    home = reference.__module__.rpartition(".")[0]
+
+    @op.register_kernel("cuda")
+    def on_gpu(*arguments: Any) -> Tensor:
+        result: Tensor = _implementation(name, home, reference, arguments)(*arguments)
+        return result
+
+    return cast(KernelOp, op)
+
+
+def chosen() -> str:
+    """What `SACCADE_KERNELS` says.
+
+    Raises:
+        UsageError: it is not one of `IMPLEMENTATIONS`.
+    """
+    asked = os.environ.get("SACCADE_KERNELS", IMPLEMENTATIONS[0])
+    if asked not in IMPLEMENTATIONS:
+        raise UsageError(f"SACCADE_KERNELS is '{asked}'; {suggest(asked, IMPLEMENTATIONS)}")
+    return asked
+
+
+def shape_class(name: str, arguments: tuple[Any, ...]) -> str:
+    """Calls that are measured alike: of an operator, with tensors of these dtypes, and of this size but for a half."""
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    dtypes = ",".join(str(value.dtype).removeprefix("torch.") for value in tensors)
+    return f"{name} {dtypes} 2^{sum(value.numel() for value in tensors).bit_length()}"
+
+
+def _implementation(
+    name: str, home: str, reference: Callable[..., Tensor], arguments: tuple[Any, ...]
+) -> Callable[..., Tensor]:
+    asked = chosen()
+    if asked == "auto":
+        device = next(value.device for value in arguments if isinstance(value, Tensor))
+        asked = _measured(torch.cuda.get_device_name(device)).get(shape_class(name, arguments), "fused")
+        if find_spec("triton") is None:
+            asked = "reference"
+    if asked == "reference":
+        return reference
+    require("triton", extra="kernels", purpose="running the fused kernels")
+    if asked == "compiled":
+        return _compiled(reference)
+    fused: Callable[..., Tensor] = getattr(import_module(f"{home}.fused"), f"{name}_fused")
+    return fused
+
+
+@cache
+def _compiled(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(reference)
+
+
+@cache
+def _measured(device: str) -> dict[str, str]:
+    """Of a GPU: what was measured to be faster than the fused kernel, by `shape_class`."""
+    found: dict[str, dict[str, str]] = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    return found.get(device, {})

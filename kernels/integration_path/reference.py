@@ -1,0 +1,29 @@
+"""What `integration_path` computes, in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..strides import is_channels_last
+
+__all__ = ["integration_path_reference"]
+
+
+def integration_path_reference(
+    end: Tensor, baseline: Tensor, points: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """(r + a·(u − r) − μ) / σ at every point a, (S·N, C, …); see `integration_path`."""
+    precision = torch.promote_types(dtype, torch.float32)
+    if end.dtype == torch.uint8:
+        end = end.movedim(-1, 1).to(precision) / 255
+    end, baseline = end.to(precision), baseline.to(precision)
+    scale = points.to(precision).reshape(-1, *[1] * end.ndim)
+    path = (baseline[None] + scale * (end - baseline)[None]).flatten(0, 1)
+    if mean:
+        of_channel = (-1, *[1] * (end.ndim - 2))
+        path = (path - path.new_tensor(mean).view(of_channel)) / path.new_tensor(std).view(of_channel)
+    path = path.to(dtype)
+    return path.contiguous(memory_format=torch.channels_last) if is_channels_last(end) else path.contiguous()

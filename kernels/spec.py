@@ -1,0 +1,69 @@
+"""What tests and benchmarks need to know of an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["KernelSpec", "Sample", "arguments_bytes", "in_double"]
+
+
+class Sample(NamedTuple):
+    """Arguments of a reference and of its fused kernel, by position.
+
+    Attributes:
+        name: of the case, for example ``"bytes-37x41"``.
+        arguments: tensors and settings.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """An operator ``saccade::<name>``.
+
+    Attributes:
+        name: of the operator; its fused kernel is ``<name>_fused`` in the module `fused` beside the reference.
+        reference: in plain PyTorch.
+        samples: small ones of a dtype on a device, sizes that no block divides among them.
+        large: for timing, several times the size of a GPU's L2 cache.
+        bytes_moved: of arguments and result, at least; every value once.
+        operations: multiplications and additions at least, where they and not the bytes are the limit.
+    """
+
+    name: str
+    reference: Callable[..., Tensor]
+    samples: Callable[[torch.dtype, torch.device], Sequence[Sample]]
+    large: Callable[[torch.dtype, torch.device], Sequence[Sample]]
+    bytes_moved: Callable[[tuple[Any, ...], Tensor], int]
+    operations: Callable[[tuple[Any, ...]], int] = lambda arguments: 0
+
+    @property
+    def fused(self) -> Callable[..., Tensor]:
+        """The kernel's launcher; imports Triton."""
+        home = import_module(self.reference.__module__.rpartition(".")[0] + ".fused")
+        found: Callable[..., Tensor] = getattr(home, f"{self.name}_fused")
+        return found
+
+
+def in_double(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments in double precision, for a result that counts as the truth."""
+
+    def doubled(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.double()
+        return torch.float64 if isinstance(value, torch.dtype) else value
+
+    return tuple(doubled(value) for value in arguments)
+
+
+def arguments_bytes(arguments: tuple[Any, ...], result: Tensor) -> int:
+    """Bytes of all tensors among the arguments and of the result: what is read and written if each is touched once."""
+    return sum(value.numel() * value.element_size() for value in (*arguments, result) if isinstance(value, Tensor))

@@ -1,0 +1,119 @@
+"""Every operator of the registry: fused against the truth, its shapes, its compilation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from saccade.kernels.registry import KERNELS
+from saccade.kernels.spec import KernelSpec, Sample, in_double
+
+CPU = torch.device("cpu")
+SAMPLES = [(spec, sample.name) for spec in KERNELS for sample in spec.samples(torch.float32, CPU)]
+each_sample = pytest.mark.parametrize(("spec", "name"), SAMPLES, ids=[f"{spec.name}-{name}" for spec, name in SAMPLES])
+
+
+def sample_of(spec: KernelSpec, name: str, dtype: torch.dtype, device: torch.device = CPU) -> Sample:
+    return next(sample for sample in spec.samples(dtype, device) if sample.name == name)
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    """Root mean square, over that of the truth."""
+    return float((found.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
+
+
+def strides(tensor: Tensor) -> list[int]:
+    """Of the dimensions that have more than one place."""
+    return [step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def require_accurate(spec: KernelSpec, sample: Sample) -> None:
+    """At most twice the error of PyTorch in the same precision; what is not written is not a number."""
+    truth = spec.reference(*in_double(sample.arguments))
+    plain, fused = spec.reference(*sample.arguments), spec.fused(*sample.arguments)
+    assert fused.shape == plain.shape
+    assert fused.dtype == plain.dtype
+    assert strides(fused) == strides(plain)
+    assert error(fused, truth) <= 2 * error(plain, truth) + torch.finfo(torch.float32).eps
+
+
+@pytest.fixture
+def _nan_where_nothing_was_written() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_nan_where_nothing_was_written")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is for machines without a GPU")
+@each_sample
+def test_the_fused_kernel_is_as_accurate_as_pytorch(spec: KernelSpec, name: str, dtype: torch.dtype) -> None:
+    require_accurate(spec, sample_of(spec, name, dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
+@each_sample
+def test_the_fused_kernel_on_a_gpu(spec: KernelSpec, name: str, dtype: torch.dtype) -> None:
+    require_accurate(spec, sample_of(spec, name, dtype, torch.device("cuda")))
+
+
+@each_sample
+def test_the_operator_keeps_pytorch_s_rules(spec: KernelSpec, name: str) -> None:
+    operator = getattr(torch.ops.saccade, spec.name).default
+    arguments = sample_of(spec, name, torch.float32).arguments
+    assert torch.equal(operator(*arguments), spec.reference(*arguments))
+    torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
+def test_a_compiled_graph_holds_the_operator_and_gives_the_same(spec: KernelSpec) -> None:
+    operator: Callable[..., Tensor] = getattr(torch.ops.saccade, spec.name)
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    for sample in spec.samples(torch.float32, CPU)[:2]:
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda *arguments: operator(*arguments) + 1, backend=backend, fullgraph=True)
+        assert torch.equal(compiled(*sample.arguments), spec.reference(*sample.arguments) + 1)
+    assert any(f"saccade.{spec.name}" in target for target in seen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
+def test_every_kernel_compiles_for_gpus_that_are_not_here(spec: KernelSpec) -> None:
+    """In a process of its own, where Triton does not interpret."""
+    program = (
+        "import json, sys, torch\n"
+        "from dataclasses import asdict\n"
+        "from saccade.kernels.ahead_of_time import ARCHITECTURES, compile_launch, launches\n"
+        "from saccade.kernels.registry import KERNELS\n"
+        "spec = next(spec for spec in KERNELS if spec.name == sys.argv[1])\n"
+        "found = launches(spec, [torch.bfloat16])\n"
+        "print(json.dumps([asdict(compile_launch(one, each)) for one in found for each in ARCHITECTURES]))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, spec.name], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(done.stdout)
+    assert {row["architecture"] for row in rows} == {80, 90, 100}
+    for row in rows:
+        assert row["spilled"] == 0, row
+        assert row["registers"] < 255, row
+        assert row["shared"] <= 160 * 1024, row  # of a program; an A100 has 164 KiB
