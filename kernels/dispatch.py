@@ -31,12 +31,12 @@ class KernelOp(Protocol):
 
     register_autograd: Callable[..., None]
 
-    def __call__(self, *arguments: Any) -> Tensor:
+    def __call__(self, *arguments: Any) -> Any:
         """Run the implementation of the arguments' device."""
         ...
 
 
-def kernel_op(name: str, reference: Callable[..., Tensor]) -> KernelOp:
+def kernel_op(name: str, reference: Callable[..., Any]) -> KernelOp:
     """The operator ``saccade::<name>``.
 
     Its reference is the body on a CPU, the shape function, and what it decomposes to in an exported graph; on a GPU
@@ -47,9 +47,8 @@ def kernel_op(name: str, reference: Callable[..., Tensor]) -> KernelOp:
     home = reference.__module__.rpartition(".")[0]
 
     @op.register_kernel("cuda")
-    def on_gpu(*arguments: Any) -> Tensor:
-        result: Tensor = _implementation(name, home, reference, arguments)(*arguments)
-        return result
+    def on_gpu(*arguments: Any) -> Any:
+        return _implementation(name, home, reference, arguments)(*arguments)
 
     return cast(KernelOp, op)
 
@@ -74,8 +73,8 @@ def shape_class(name: str, arguments: tuple[Any, ...]) -> str:
 
 
 def _implementation(
-    name: str, home: str, reference: Callable[..., Tensor], arguments: tuple[Any, ...]
-) -> Callable[..., Tensor]:
+    name: str, home: str, reference: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Callable[..., Any]:
     asked = chosen()
     if asked == "auto":
         device = next(value.device for value in arguments if isinstance(value, Tensor))
@@ -87,12 +86,12 @@ def _implementation(
     require("triton", extra="kernels", purpose="running the fused kernels")
     if asked == "compiled":
         return _compiled(reference)
-    fused: Callable[..., Tensor] = getattr(import_module(f"{home}.fused"), f"{name}_fused")
+    fused: Callable[..., Any] = getattr(import_module(f"{home}.fused"), f"{name}_fused")
     return fused
 
 
 @cache
-def _compiled(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(reference: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(reference)
 
 

@@ -8,13 +8,21 @@ from typing import Any
 import torch
 
 from .attribution_reduce.spec import ATTRIBUTION_REDUCE
+from .coordinate_mlp.spec import COORDINATE_MLP, COORDINATE_MLP_BACKWARD
 from .integration_path.spec import INTEGRATION_PATH
 from .mask_blend.spec import MASK_BLEND, MASK_BLEND_BACKWARD
 from .spec import KernelSpec
 
 __all__ = ["KERNELS", "decompositions"]
 
-KERNELS: tuple[KernelSpec, ...] = (MASK_BLEND, MASK_BLEND_BACKWARD, INTEGRATION_PATH, ATTRIBUTION_REDUCE)
+KERNELS: tuple[KernelSpec, ...] = (
+    COORDINATE_MLP,
+    COORDINATE_MLP_BACKWARD,
+    MASK_BLEND,
+    MASK_BLEND_BACKWARD,
+    INTEGRATION_PATH,
+    ATTRIBUTION_REDUCE,
+)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

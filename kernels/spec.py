@@ -39,17 +39,17 @@ class KernelSpec:
     """
 
     name: str
-    reference: Callable[..., Tensor]
+    reference: Callable[..., Any]
     samples: Callable[[torch.dtype, torch.device], Sequence[Sample]]
     large: Callable[[torch.dtype, torch.device], Sequence[Sample]]
-    bytes_moved: Callable[[tuple[Any, ...], Tensor], int]
+    bytes_moved: Callable[[tuple[Any, ...], Any], int]
     operations: Callable[[tuple[Any, ...]], int] = lambda arguments: 0
 
     @property
-    def fused(self) -> Callable[..., Tensor]:
+    def fused(self) -> Callable[..., Any]:
         """The kernel's launcher; imports Triton."""
         home = import_module(self.reference.__module__.rpartition(".")[0] + ".fused")
-        found: Callable[..., Tensor] = getattr(home, f"{self.name}_fused")
+        found: Callable[..., Any] = getattr(home, f"{self.name}_fused")
         return found
 
 
@@ -64,6 +64,7 @@ def in_double(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(doubled(value) for value in arguments)
 
 
-def arguments_bytes(arguments: tuple[Any, ...], result: Tensor) -> int:
-    """Bytes of all tensors among the arguments and of the result: what is read and written if each is touched once."""
-    return sum(value.numel() * value.element_size() for value in (*arguments, result) if isinstance(value, Tensor))
+def arguments_bytes(arguments: tuple[Any, ...], result: Any) -> int:
+    """Bytes of all tensors among arguments and results: what is read and written if each is touched once."""
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    return sum(value.numel() * value.element_size() for value in (*arguments, *results) if isinstance(value, Tensor))

@@ -49,4 +49,5 @@ def attribution_reduce(gradients: Tensor, values: Tensor, weights: Tensor, rule:
             f"of them for all steps, not {about(values)}"
         )
     require_device(gradients, "gradients", values=values, weights=weights)
-    return _forward(gradients.detach(), values.detach(), weights.detach(), rule)
+    result: Tensor = _forward(gradients.detach(), values.detach(), weights.detach(), rule)
+    return result

@@ -67,4 +67,5 @@ def integration_path(
         raise UsageError(f"mean and std are three numbers for three channels, or none, not {mean} and {std}")
     if baseline.shape[2:].numel() > 1:
         baseline = baseline.expand(-1, -1, *shape[2:])
-    return _forward(end.detach(), baseline.detach(), points.detach(), mean, std, wanted)
+    result: Tensor = _forward(end.detach(), baseline.detach(), points.detach(), mean, std, wanted)
+    return result

@@ -56,7 +56,8 @@ def mask_blend(
     if baseline.shape[2:] != (1, 1):
         baseline = baseline.expand(-1, -1, *masks.shape[2:])
     keep, remove = branches != "remove", branches != "keep"
-    return _forward(images, masks, baseline, mean, std, keep, remove, dtype or masks.dtype, channels_last)
+    result: Tensor = _forward(images, masks, baseline, mean, std, keep, remove, dtype or masks.dtype, channels_last)
+    return result
 
 
 def _check(

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU: its tests, every kernel against its reference, kernel timings. Run from the root of the
+# repository, in an environment with a CUDA build of PyTorch, Triton and saccade[dev]; results go to benchmarks/results/.
+#
+#     bash benchmarks/gpu.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON="${PYTHON:-python}"
+
+"$PYTHON" -m pytest -q -m gpu tests
+"$PYTHON" benchmarks/kernels.py
+if command -v compute-sanitizer > /dev/null; then
+    SACCADE_KERNELS=fused compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu tests/kernels
+else
+    echo "compute-sanitizer is not installed: memory accesses of the kernels were not checked"
+fi

@@ -1,0 +1,132 @@
+"""`coordinate_mlp` in Triton: from coordinates made in registers to masks, with nothing in between in memory."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .fused_backward import coordinate_mlp_backward_fused
+from .sizes import Sizes
+from .tiles import activate, corner, encode, matrix, product, row
+
+__all__ = ["coordinate_mlp_backward_fused", "coordinate_mlp_fused"]
+
+
+@triton.jit
+def coordinate_mlp_fwd_kernel(
+    p_frequencies,
+    p_first,
+    p_shift,
+    p_area,
+    p_weights,
+    p_last,
+    p_offset,
+    p_features,
+    p_out,
+    height,
+    width,
+    areas,
+    rows,
+    columns,
+    s_first_n,
+    s_shift_n,
+    s_area_n,
+    s_weights_n,
+    s_last_n,
+    s_offset_n,
+    s_features_n,
+    FREQUENCIES: tl.constexpr,
+    VALUES: tl.constexpr,
+    LAYERS: tl.constexpr,
+    AREA_AT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    SQUASH: tl.constexpr,
+    LOCAL: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    image = tl.program_id(1).to(tl.int64)
+    points = height * width
+    o_point = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_value = tl.arange(0, BLOCK_D)
+    p_first += image * s_first_n
+    p_shift += image * s_shift_n
+    p_weights += image * s_weights_n
+    x, y, sine, cosine = encode(p_frequencies, o_point, height, width, FREQUENCIES, BLOCK_F)
+    b_first = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+    state = product(sine, b_first, EXACT)
+    b_first = matrix(p_first + FREQUENCIES * VALUES, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+    state += product(cosine, b_first, EXACT)
+    state += row(p_shift, VALUES, BLOCK_D)[None, :]
+    if LOCAL:
+        inside = (o_point < points)[:, None] & (o_value < VALUES)[None, :]
+        for which in tl.static_range(4):
+            place, part = corner(x, y, rows, columns, which // 2, which % 2)
+            at_corner = image * s_features_n + place[:, None] * VALUES + o_value[None, :]
+            state += part[:, None] * tl.load(p_features + at_corner, inside, 0).to(tl.float32)
+    for layer in tl.static_range(0, AREA_AT):
+        b_weights = matrix(p_weights + layer * VALUES * VALUES, VALUES, VALUES, BLOCK_D, BLOCK_D)
+        state = product(activate(state, SMOOTH), b_weights, EXACT)
+        state += row(p_shift + (layer + 1) * VALUES, VALUES, BLOCK_D)[None, :]
+    b_last = row(p_last + image * s_last_n, VALUES, BLOCK_D)
+    for index in range(areas):
+        upper = state + row(p_area + image * s_area_n + index * VALUES, VALUES, BLOCK_D)[None, :]
+        for layer in tl.static_range(AREA_AT, LAYERS - 1):
+            b_weights = matrix(p_weights + layer * VALUES * VALUES, VALUES, VALUES, BLOCK_D, BLOCK_D)
+            upper = product(activate(upper, SMOOTH), b_weights, EXACT)
+            upper += row(p_shift + (layer + 1) * VALUES, VALUES, BLOCK_D)[None, :]
+        found = tl.sum(activate(upper, SMOOTH) * b_last[None, :], 1)
+        found += tl.load(p_offset + image * s_offset_n + index).to(tl.float32)
+        if SQUASH:
+            found = tl.sigmoid(found)
+        p_row = p_out + (image * areas + index) * points
+        tl.store(p_row + o_point, found.to(p_out.dtype.element_ty), o_point < points)
+
+
+def coordinate_mlp_fused(
+    frequencies: Tensor,
+    first: Tensor,
+    shift: Tensor,
+    area: Tensor,
+    weights: Tensor,
+    last: Tensor,
+    offset: Tensor,
+    features: Tensor | None,
+    height: int,
+    width: int,
+    area_at: int,
+    smooth: bool,
+    squash: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """As `coordinate_mlp_reference`; products in the precision of the weights, sums in single."""
+    sizes = Sizes.of(first, shift, area, weights, last, offset, features)
+    out = torch.empty((sizes.images, sizes.areas, height, width), dtype=dtype, device=first.device)
+    block = 128 if sizes.block_d <= 64 else 64
+    coordinate_mlp_fwd_kernel[(triton.cdiv(height * width, block), sizes.images)](
+        frequencies.contiguous(),
+        *sizes.tensors,
+        out,
+        height,
+        width,
+        sizes.areas,
+        *sizes.grid,
+        *sizes.strides,
+        FREQUENCIES=len(frequencies),
+        VALUES=sizes.values,
+        LAYERS=sizes.layers,
+        AREA_AT=area_at,
+        SMOOTH=smooth,
+        SQUASH=squash,
+        LOCAL=features is not None,
+        EXACT=first.dtype == torch.float32,
+        BLOCK_F=max(16, triton.next_power_of_2(len(frequencies))),
+        BLOCK_D=sizes.block_d,
+        BLOCK_P=block,
+        num_warps=4 if sizes.block_d <= 64 else 8,
+    )
+    return out
