@@ -9,6 +9,7 @@ import torch
 
 from .attribution_reduce.spec import ATTRIBUTION_REDUCE
 from .coordinate_mlp.spec import COORDINATE_MLP, COORDINATE_MLP_BACKWARD
+from .explain_finish.spec import EXPLAIN_FINISH
 from .integration_path.spec import INTEGRATION_PATH
 from .mask_blend.spec import MASK_BLEND, MASK_BLEND_BACKWARD
 from .spec import KernelSpec
@@ -22,6 +23,7 @@ KERNELS: tuple[KernelSpec, ...] = (
     MASK_BLEND_BACKWARD,
     INTEGRATION_PATH,
     ATTRIBUTION_REDUCE,
+    EXPLAIN_FINISH,
 )
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bilinear import bilinear_shares
+
 __all__ = ["coordinate_mlp_backward_reference", "coordinate_mlp_reference"]
 
 
@@ -82,7 +84,9 @@ def coordinate_mlp_backward_reference(
     to_features = torch.zeros_like(last)  # of nothing
     if features is not None:
         maps = slope.reshape(len(slope), height, width, -1)
-        down, across = _bilinear(features, height, width)
+        down, across = (
+            bilinear_shares(*pair, features) for pair in zip(features.shape[1:3], (height, width), strict=True)
+        )
         to_features = torch.einsum("ih,nijd,jw->nhwd", down, maps.to(down.dtype), across)
     found = [
         to_frequencies,
@@ -122,7 +126,9 @@ def _forward(
     encoded = torch.cat([turned.sin(), turned.cos()], 1).to(first.dtype)
     state = (encoded @ first + shift[:, :1])[:, None]  # (N, 1, P, D)
     if features is not None:
-        down, across = _bilinear(features, height, width)
+        down, across = (
+            bilinear_shares(*pair, features) for pair in zip(features.shape[1:3], (height, width), strict=True)
+        )
         sampled = torch.einsum("ih,nhwd,jw->nijd", down, features.to(down.dtype), across)
         state = state + sampled.flatten(1, 2)[:, None].to(state.dtype)
     states = []
@@ -145,18 +151,3 @@ def _slope(state: Tensor, smooth: bool) -> Tensor:
         return (state > 0).to(state.dtype)
     part = state.sigmoid()
     return part * (1 + state * (1 - part))
-
-
-def _bilinear(features: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """How much each row (H, h) and each column (W, w) of feature maps (N, h, w, D) counts at the rows and columns of a
-    grid over the same image, in single precision at least.
-    """
-    precision = torch.promote_types(features.dtype, torch.float32)
-
-    def shares(cells: int, places: int) -> Tensor:
-        at = torch.arange(places, dtype=precision, device=features.device)
-        centre = (cells * (2 * at + 1) / (2 * places) - 0.5).clamp(0, cells - 1)
-        cell = torch.arange(cells, dtype=precision, device=features.device)
-        return (1 - (centre[:, None] - cell).abs()).clamp_min(0)
-
-    return shares(features.shape[1], height), shares(features.shape[2], width)

@@ -55,6 +55,10 @@ def require_accurate(spec: KernelSpec, sample: Sample) -> None:
         assert fused.shape == plain.shape
         assert fused.dtype == plain.dtype
         assert strides(fused) == strides(plain)
+        if fused.dtype == torch.uint8:  # a value next to a half may be rounded the other way
+            assert (fused.int() - truth.int()).abs().max() <= 2, sample.name
+            assert (fused != truth).float().mean() < 0.01, sample.name
+            continue
         found, allowed = error(fused, truth), 2 * error(plain, truth) + 2 * torch.finfo(torch.float32).eps
         assert found <= allowed, f"result {place}: rel {found:.1e} > {allowed:.1e} ({sample.name})"
 
