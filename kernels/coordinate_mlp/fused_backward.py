@@ -74,61 +74,59 @@ def coordinate_mlp_bwd_kernel(
     o_frequency = tl.arange(0, BLOCK_F)
     p_first += image * s_first_n
     p_shift += image * s_shift_n
-    p_area += image * s_area_n
     p_weights += image * s_weights_n
     p_to_first += own * 2 * FREQUENCIES * VALUES
     p_to_shift += own * LAYERS * VALUES
-    p_to_area += own * areas * VALUES
     p_to_weights += own * (LAYERS - 1) * VALUES * VALUES
     b_last = row(p_last + image * s_last_n, VALUES, BLOCK_D)
-    b_sine = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-    b_cosine = matrix(p_first + FREQUENCIES * VALUES, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-    block = part
-    while block < blocks:
-        o_point = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    for item in range(part, blocks * areas, tl.num_programs(0)):  # points and area; what areas share is found for each
+        index = item // blocks
+        o_point = (item % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
         x, y, sine, cosine = encode(p_frequencies, o_point, height, width, FREQUENCIES, BLOCK_F)
         inside = (o_point < points)[:, None] & (o_value < VALUES)[None, :]
-        bottom = product(sine, b_sine, EXACT) + product(cosine, b_cosine, EXACT)
-        bottom += row(p_shift, VALUES, BLOCK_D)[None, :]
+        b_first = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        bottom = product(sine, b_first, EXACT)
+        b_first = matrix(p_first + FREQUENCIES * VALUES, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        bottom += product(cosine, b_first, EXACT) + row(p_shift, VALUES, BLOCK_D)[None, :]
         if LOCAL:
             for which in tl.static_range(4):
                 place, share = corner(x, y, rows, columns, which // 2, which % 2)
                 at_corner = image * s_features_n + place[:, None] * VALUES + o_value[None, :]
                 bottom += share[:, None] * tl.load(p_features + at_corner, inside, 0).to(tl.float32)
-        trunk = _climb(bottom, p_weights, p_shift, VALUES, 0, AREA_AT, SMOOTH, EXACT, BLOCK_D)
-        towards = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
-        for index in range(areas):
-            branch = trunk + row(p_area + index * VALUES, VALUES, BLOCK_D)[None, :]
-            state = _climb(branch, p_weights, p_shift, VALUES, AREA_AT, LAYERS - 1, SMOOTH, EXACT, BLOCK_D)
-            hidden = activate(state, SMOOTH)
-            at_point = (image * areas + index) * points + o_point
-            of_logit = tl.load(p_gradient + at_point, o_point < points, 0).to(tl.float32)
-            if SQUASH:
-                logits = tl.sum(hidden * b_last[None, :], 1)
-                mask = tl.sigmoid(logits + tl.load(p_offset + image * s_offset_n + index).to(tl.float32))
-                of_logit = of_logit * mask * (1 - mask)
-            _add_scalar(p_to_offset + own * areas + index, tl.sum(of_logit, 0))
-            _add_row(p_to_last + own * VALUES, tl.sum(of_logit[:, None] * hidden, 0), VALUES, BLOCK_D)
-            slope = of_logit[:, None] * b_last[None, :] * slope_of(state, SMOOTH)
-            for back in tl.static_range(0, LAYERS - 1 - AREA_AT):
-                slope = _descend(
-                    slope, branch, p_weights, p_shift, p_to_weights, p_to_shift,
-                    VALUES, AREA_AT, LAYERS - 1 - back, SMOOTH, EXACT, BLOCK_D,
-                )  # fmt: skip
-            _add_row(p_to_area + index * VALUES, tl.sum(slope, 0), VALUES, BLOCK_D)
-            towards += slope
-        for back in tl.static_range(0, AREA_AT):
-            towards = _descend(
-                towards, bottom, p_weights, p_shift, p_to_weights, p_to_shift,
-                VALUES, 0, AREA_AT - back, SMOOTH, EXACT, BLOCK_D,
-            )  # fmt: skip
-        _add_row(p_to_shift, tl.sum(towards, 0), VALUES, BLOCK_D)
-        _add_matrix(p_to_first, _outer(sine, towards, b_sine, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        p_own_area = p_area + image * s_area_n + index * VALUES
+        if AREA_AT == 0:
+            bottom += row(p_own_area, VALUES, BLOCK_D)[None, :]
+        state = _climb(bottom, p_weights, p_shift, p_own_area, VALUES, LAYERS - 1, AREA_AT, SMOOTH, EXACT, BLOCK_D)
+        hidden = activate(state, SMOOTH)
+        at_point = (image * areas + index) * points + o_point
+        of_logit = tl.load(p_gradient + at_point, o_point < points, 0).to(tl.float32)
+        if SQUASH:
+            logits = tl.sum(hidden * b_last[None, :], 1)
+            mask = tl.sigmoid(logits + tl.load(p_offset + image * s_offset_n + index).to(tl.float32))
+            of_logit = of_logit * mask * (1 - mask)
+        _add_scalar(p_to_offset + own * areas + index, tl.sum(of_logit, 0))
+        _add_row(p_to_last + own * VALUES, tl.sum(of_logit[:, None] * hidden, 0), VALUES, BLOCK_D)
+        slope = of_logit[:, None] * b_last[None, :] * slope_of(state, SMOOTH)
+        for back in tl.static_range(0, LAYERS):  # the slope is that by the state of this layer
+            of_row = tl.sum(slope, 0)
+            _add_row(p_to_shift + (LAYERS - 1 - back) * VALUES, of_row, VALUES, BLOCK_D)
+            if LAYERS - 1 - back == AREA_AT:
+                _add_row(p_to_area + (own * areas + index) * VALUES, of_row, VALUES, BLOCK_D)
+            if back < LAYERS - 1:
+                below = _climb(
+                    bottom, p_weights, p_shift, p_own_area, VALUES, LAYERS - 2 - back, AREA_AT, SMOOTH, EXACT, BLOCK_D
+                )
+                at = (LAYERS - 2 - back) * VALUES * VALUES
+                b_weights = matrix(p_weights + at, VALUES, VALUES, BLOCK_D, BLOCK_D)
+                found = _outer(activate(below, SMOOTH), slope, b_weights, EXACT)
+                _add_matrix(p_to_weights + at, found, VALUES, VALUES, BLOCK_D, BLOCK_D)
+                slope = product(slope, tl.trans(b_weights), EXACT) * slope_of(below, SMOOTH)
+        _add_matrix(p_to_first, _outer(sine, slope, b_first, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
         p_half = p_to_first + FREQUENCIES * VALUES
-        _add_matrix(p_half, _outer(cosine, towards, b_sine, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        of_turn = (
-            product(towards, tl.trans(b_sine), EXACT) * cosine - product(towards, tl.trans(b_cosine), EXACT) * sine
-        )
+        _add_matrix(p_half, _outer(cosine, slope, b_first, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        of_turn = -sine * product(slope, tl.trans(b_first), EXACT)
+        b_first = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        of_turn += cosine * product(slope, tl.trans(b_first), EXACT)
         p_turn = p_to_frequencies + own * 2 * FREQUENCIES + 2 * o_frequency
         known = o_frequency < FREQUENCIES
         tl.store(p_turn, tl.load(p_turn, known, 0) + tl.sum(of_turn * x[:, None], 0), known)
@@ -137,36 +135,22 @@ def coordinate_mlp_bwd_kernel(
             for which in tl.static_range(4):
                 place, share = corner(x, y, rows, columns, which // 2, which % 2)
                 at_corner = image * s_features_n + place[:, None] * VALUES + o_value[None, :]
-                tl.atomic_add(p_to_features + at_corner, share[:, None] * towards, inside)
-        block += tl.num_programs(0)
+                tl.atomic_add(p_to_features + at_corner, share[:, None] * slope, inside)
 
 
 @triton.jit
 def _climb(
-    state, p_weights, p_shift, VALUES, FROM: tl.constexpr, TO: tl.constexpr, SMOOTH: tl.constexpr, EXACT: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    state, p_weights, p_shift, p_own_area, VALUES, TO: tl.constexpr, AREA_AT: tl.constexpr, SMOOTH: tl.constexpr,
+    EXACT: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """From the state of one layer to that of another one above it."""
-    for layer in tl.static_range(FROM, TO):
+    """From the state of the first layer to that of another one."""
+    for layer in tl.static_range(0, TO):
         b_weights = matrix(p_weights + layer * VALUES * VALUES, VALUES, VALUES, BLOCK_D, BLOCK_D)
         state = product(activate(state, SMOOTH), b_weights, EXACT)
         state += row(p_shift + (layer + 1) * VALUES, VALUES, BLOCK_D)[None, :]
+        if layer + 1 == AREA_AT:
+            state += row(p_own_area, VALUES, BLOCK_D)[None, :]
     return state
-
-
-@triton.jit
-def _descend(
-    slope, start, p_weights, p_shift, p_to_weights, p_to_shift, VALUES, FROM: tl.constexpr, LAYER: tl.constexpr,
-    SMOOTH: tl.constexpr, EXACT: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """From the derivative by the state of a layer to that of the layer below, which is climbed to from `start`."""
-    _add_row(p_to_shift + LAYER * VALUES, tl.sum(slope, 0), VALUES, BLOCK_D)
-    below = _climb(start, p_weights, p_shift, VALUES, FROM, LAYER - 1, SMOOTH, EXACT, BLOCK_D)
-    at = (LAYER - 1) * VALUES * VALUES
-    b_weights = matrix(p_weights + at, VALUES, VALUES, BLOCK_D, BLOCK_D)
-    found = _outer(activate(below, SMOOTH), slope, b_weights, EXACT)
-    _add_matrix(p_to_weights + at, found, VALUES, VALUES, BLOCK_D, BLOCK_D)
-    return product(slope, tl.trans(b_weights), EXACT) * slope_of(below, SMOOTH)
 
 
 @triton.jit
@@ -219,7 +203,7 @@ def coordinate_mlp_backward_fused(
     sizes = Sizes.of(*wanted[1:7], features)
     block = 64 if sizes.block_d <= 64 else 32
     blocks = triton.cdiv(height * width, block)
-    parts = max(1, min(blocks, PROGRAMS // sizes.images))
+    parts = max(1, min(blocks * sizes.areas, PROGRAMS // sizes.images))
 
     def sums(like: Tensor) -> Tensor:
         return torch.zeros((parts, sizes.images, *like.shape[1:]), dtype=torch.float32, device=like.device)
@@ -252,8 +236,7 @@ def coordinate_mlp_backward_fused(
         BLOCK_F=max(16, triton.next_power_of_2(len(frequencies))),
         BLOCK_D=sizes.block_d,
         BLOCK_P=block,
-        num_warps=8,
-        num_stages=1,
+        num_warps=4,
     )
     found = [2 * math.pi * of_frequencies.sum((0, 1))]
     for part, like in zip(own, wanted[1:7], strict=True):

@@ -84,9 +84,7 @@ def coordinate_mlp_backward_reference(
     to_features = torch.zeros_like(last)  # of nothing
     if features is not None:
         maps = slope.reshape(len(slope), height, width, -1)
-        down, across = (
-            bilinear_shares(*pair, features) for pair in zip(features.shape[1:3], (height, width), strict=True)
-        )
+        down, across = bilinear_shares(features.shape[1:3], (height, width), features)
         to_features = torch.einsum("ih,nijd,jw->nhwd", down, maps.to(down.dtype), across)
     found = [
         to_frequencies,
@@ -126,9 +124,7 @@ def _forward(
     encoded = torch.cat([turned.sin(), turned.cos()], 1).to(first.dtype)
     state = (encoded @ first + shift[:, :1])[:, None]  # (N, 1, P, D)
     if features is not None:
-        down, across = (
-            bilinear_shares(*pair, features) for pair in zip(features.shape[1:3], (height, width), strict=True)
-        )
+        down, across = bilinear_shares(features.shape[1:3], (height, width), features)
         sampled = torch.einsum("ih,nhwd,jw->nijd", down, features.to(down.dtype), across)
         state = state + sampled.flatten(1, 2)[:, None].to(state.dtype)
     states = []
