@@ -10,6 +10,7 @@ PYTHON="${PYTHON:-python}"
 "$PYTHON" -m pytest -q -m gpu tests
 "$PYTHON" benchmarks/kernels.py
 if command -v compute-sanitizer > /dev/null; then
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # every tensor an allocation of its own, so that its bounds are seen
     SACCADE_KERNELS=fused compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu tests/kernels
 else
     echo "compute-sanitizer is not installed: memory accesses of the kernels were not checked"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..errors import UsageError
 
-__all__ = ["about", "require_device"]
+__all__ = ["about", "require_device", "require_floating"]
 
 
 def about(value: Tensor) -> str:
     """A tensor in a message: its dtype and shape."""
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def require_floating(dtype: torch.dtype | None) -> None:
+    """Refuse a dtype for results that are no whole numbers."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise UsageError(f"dtype is one of floating point, not {str(dtype).removeprefix('torch.')}")
 
 
 def require_device(first: Tensor, name: str, **others: Tensor) -> None:

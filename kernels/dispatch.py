@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError, require, suggest
+from .strides import is_channels_last
 
 __all__ = ["IMPLEMENTATIONS", "MEASURED", "KernelOp", "chosen", "kernel_op", "shape_class"]
 
@@ -36,19 +38,35 @@ class KernelOp(Protocol):
         ...
 
 
-def kernel_op(name: str, reference: Callable[..., Any]) -> KernelOp:
+def kernel_op(
+    name: str, reference: Callable[..., Any], fits: Callable[..., bool] = lambda *arguments: True
+) -> KernelOp:
     """The operator ``saccade::<name>``.
 
     Its reference is the body on a CPU, the shape function, and what it decomposes to in an exported graph; on a GPU
-    ``<name>_fused`` of the module `fused` beside the reference runs, imported by its first call.
+    ``<name>_fused`` of the module `fused` beside the reference runs, imported by its first call. Autocasting ends
+    here: an operator computes in the precision that its arguments ask for.
+
+    Args:
+        name: of the operator.
+        reference: in plain PyTorch, with annotated arguments.
+        fits: whether the fused kernel takes arguments of these sizes; the reference takes all.
     """
-    op = torch.library.custom_op(f"saccade::{name}", reference, mutates_args=())
-    op.register_fake(reference)
+
+    def body(*arguments: Any) -> Any:
+        with _as_asked(_device_of(arguments)):
+            return reference(*arguments)
+
+    schema = torch.library.infer_schema(reference, mutates_args=())
+    op = torch.library.custom_op(f"saccade::{name}", body, mutates_args=(), schema=schema)
+    op.register_fake(body)
     home = reference.__module__.rpartition(".")[0]
 
     @op.register_kernel("cuda")
     def on_gpu(*arguments: Any) -> Any:
-        return _implementation(name, home, reference, arguments)(*arguments)
+        device = _device_of(arguments)
+        with torch.cuda.device(device), _as_asked(device):  # Triton launches on the current one
+            return _implementation(name, home, reference, arguments, fits(*arguments))(*arguments)
 
     return cast(KernelOp, op)
 
@@ -66,19 +84,39 @@ def chosen() -> str:
 
 
 def shape_class(name: str, arguments: tuple[Any, ...]) -> str:
-    """Calls that are measured alike: of an operator, with tensors of these dtypes, and of this size but for a half."""
+    """Calls that are measured alike: of an operator with these dtypes, memory formats and settings, and with as many
+    numbers but for a half.
+    """
     tensors = [value for value in arguments if isinstance(value, Tensor)]
-    dtypes = ",".join(str(value.dtype).removeprefix("torch.") for value in tensors)
-    return f"{name} {dtypes} 2^{sum(value.numel() for value in tensors).bit_length()}"
+    kinds = ",".join(
+        str(value.dtype).removeprefix("torch.") + (":last" if is_channels_last(value) else "") for value in tensors
+    )
+    settings = ",".join(
+        str(value).removeprefix("torch.") for value in arguments if isinstance(value, (bool, int, str, torch.dtype))
+    )
+    return " ".join([name, kinds, settings, f"2^{sum(value.numel() for value in tensors).bit_length()}"])
+
+
+def _device_of(arguments: tuple[Any, ...]) -> torch.device:
+    return next(value.device for value in arguments if isinstance(value, Tensor))
+
+
+def _as_asked(device: torch.device) -> AbstractContextManager[Any]:
+    """Without autocast, where there is such a thing."""
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def _implementation(
-    name: str, home: str, reference: Callable[..., Any], arguments: tuple[Any, ...]
+    name: str, home: str, reference: Callable[..., Any], arguments: tuple[Any, ...], fits: bool = True
 ) -> Callable[..., Any]:
     asked = chosen()
+    precise = any(
+        value.dtype == torch.float64 if isinstance(value, Tensor) else value == torch.float64 for value in arguments
+    )
+    if precise or not fits:  # the fused kernels compute in single precision
+        return reference
     if asked == "auto":
-        device = next(value.device for value in arguments if isinstance(value, Tensor))
-        asked = _measured(torch.cuda.get_device_name(device)).get(shape_class(name, arguments), "fused")
+        asked = _measured(torch.cuda.get_device_name(_device_of(arguments))).get(shape_class(name, arguments), "fused")
         if find_spec("triton") is None:
             asked = "reference"
     if asked == "reference":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["KernelSpec", "Sample", "arguments_bytes", "in_double"]
+__all__ = ["KernelSpec", "Sample", "arguments_bytes", "in_double", "inaccuracy", "tensors"]
 
 
 class Sample(NamedTuple):
@@ -36,6 +36,7 @@ class KernelSpec:
         large: for timing, several times the size of a GPU's L2 cache.
         bytes_moved: of arguments and result, at least; every value once.
         operations: multiplications and additions at least, where they and not the bytes are the limit.
+        differentiable: places of the arguments that get gradients.
     """
 
     name: str
@@ -44,6 +45,7 @@ class KernelSpec:
     large: Callable[[torch.dtype, torch.device], Sequence[Sample]]
     bytes_moved: Callable[[tuple[Any, ...], Any], int]
     operations: Callable[[tuple[Any, ...]], int] = lambda arguments: 0
+    differentiable: tuple[int, ...] = ()
 
     @property
     def fused(self) -> Callable[..., Any]:
@@ -68,3 +70,40 @@ def arguments_bytes(arguments: tuple[Any, ...], result: Any) -> int:
     """Bytes of all tensors among arguments and results: what is read and written if each is touched once."""
     results = result if isinstance(result, (tuple, list)) else (result,)
     return sum(value.numel() * value.element_size() for value in (*arguments, *results) if isinstance(value, Tensor))
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """The results of an operator, one or several."""
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def inaccuracy(spec: KernelSpec, arguments: tuple[Any, ...]) -> str:
+    """Where the fused kernel is less accurate than it has to be, in a sentence; empty if nowhere.
+
+    Against the reference in double precision, its error may be twice that of the reference in the arguments' own
+    precision, and the error of a single value four times the largest one. Of results that are bytes one in a hundred
+    may be rounded the other way.
+    """
+    runs = (spec.fused(*arguments), spec.reference(*arguments), spec.reference(*in_double(arguments)))
+    for place, (fused, plain, truth) in enumerate(zip(*map(tensors, runs), strict=True)):
+        if (fused.shape, fused.dtype) != (plain.shape, plain.dtype):
+            return f"result {place} is {fused.dtype} {tuple(fused.shape)}, not {plain.dtype} {tuple(plain.shape)}"
+        if not truth.numel():
+            continue
+        if fused.dtype == torch.uint8:
+            apart = (fused.int() - truth.int()).abs()
+            if int(apart.max()) > 2 or float((apart > 0).float().mean()) > 0.01:
+                return f"result {place} is off by {int(apart.max())} in {int((apart > 0).sum())} of {apart.numel()}"
+            continue
+        errors = [(value.double() - truth).abs() for value in (fused, plain)]
+        scale = truth.abs()
+        tiny = 2 * torch.finfo(torch.float32).eps
+        for kind, found, allowed in (
+            ("mean", *(float(error.square().mean().sqrt()) for error in errors)),
+            ("largest", *(float(error.max()) for error in errors)),
+        ):
+            size = float(scale.square().mean().sqrt() if kind == "mean" else scale.max())
+            most = (2 if kind == "mean" else 4) * allowed + tiny * size
+            if not found <= most:
+                return f"result {place}: {kind} error {found:.1e} > {most:.1e}, of values of {size:.1e}"
+    return ""

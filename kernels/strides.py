@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Addressed", "addressed", "is_channels_last"]
+__all__ = ["Addressed", "addressed", "is_channels_last", "path_layout"]
 
 
 class Addressed(NamedTuple):
@@ -46,3 +46,9 @@ def addressed(values: Tensor, count: int, places: int) -> Addressed:
 def is_channels_last(values: Tensor) -> bool:
     """The channels of a place lie next to one another, and there is more than one way to lie."""
     return values.ndim == 4 and not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last)
+
+
+def path_layout(end: Tensor) -> torch.memory_format:
+    """How the points of a path lie: as its end does; those of bytes with the channels of a pixel together."""
+    last = end.dtype == torch.uint8 or is_channels_last(end)
+    return torch.channels_last if last else torch.contiguous_format

@@ -38,8 +38,8 @@ def attribution_reduce_fwd_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    o_place = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    image = tl.program_id(1)
+    o_place = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    image = tl.program_id(0)
     split = tl.program_id(2)
     last = tl.minimum((split + 1) * rows_each, rows)
     total = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
@@ -56,12 +56,12 @@ def attribution_reduce_fwd_kernel(
         b_value = tl.load(p_values + at_value, inside, 0).to(tl.float32)
         b_weight = tl.load(p_weights + step, row < last, 0).to(tl.float32)
         if RULE == "positive gradient":
-            b_gradient = tl.maximum(b_gradient, 0)
+            b_gradient = tl.maximum(b_gradient, 0, propagate_nan=tl.PropagateNan.ALL)
         if RULE == "positive value":
-            b_value = tl.maximum(b_value, 0)
+            b_value = tl.maximum(b_value, 0, propagate_nan=tl.PropagateNan.ALL)
         terms = b_gradient * b_value
         if RULE == "positive product":
-            terms = tl.maximum(terms, 0)
+            terms = tl.maximum(terms, 0, propagate_nan=tl.PropagateNan.ALL)
         total += terms * b_weight[:, None]
     p_row = p_out + (split * images + image).to(tl.int64) * places
     tl.store(p_row + o_place, tl.sum(total, 0), o_place < places)
@@ -79,7 +79,7 @@ def attribution_reduce_fused(gradients: Tensor, values: Tensor, weights: Tensor,
     splits = triton.cdiv(rows, rows_each)
     out = torch.empty((splits, count, places), dtype=torch.float32, device=gradients.device)
     gradient, value = addressed(gradients, len(gradients), places), addressed(values, len(values), places)
-    attribution_reduce_fwd_kernel[(triton.cdiv(places, across), count, splits)](
+    attribution_reduce_fwd_kernel[(count, triton.cdiv(places, across), splits)](
         gradient.values,
         value.values,
         weights.contiguous(),

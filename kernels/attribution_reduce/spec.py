@@ -35,6 +35,12 @@ def _case(
     return Sample(name, (random(steps * shape[0]), random(shape[0] * (1 if shared else steps)), weights, rule))
 
 
+def _strided(sample: Sample) -> Sample:
+    """Every second column of gradients and values."""
+    gradients, values, *rest = sample.arguments
+    return Sample(sample.name, (gradients[..., ::2], values[..., ::2], *rest))
+
+
 def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
     case = partial(_case, dtype=dtype, device=device)
     return [
@@ -43,6 +49,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
         case("positive-attention-3x50", (2, 3, 50, 50), 2, "positive product"),
         case("gradient-5x13x13", (1, 5, 13, 13), 1, "positive gradient"),
         case("value-tokens-50x65", (2, 50, 65), 3, "positive value"),
+        _strided(case("every-second-6x7x5", (2, 6, 7, 10), 2, "product", shared=True)),
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..arguments import about, require_device
+from ..arguments import about, require_device, require_floating
 from ..dispatch import kernel_op
 from .reference import coordinate_mlp_backward_reference, coordinate_mlp_reference
 
@@ -16,8 +16,17 @@ __all__ = ["Activation", "coordinate_mlp"]
 
 Activation = Literal["silu", "relu"]
 
-_forward = kernel_op("coordinate_mlp", coordinate_mlp_reference)
-_backward = kernel_op("coordinate_mlp_backward", coordinate_mlp_backward_reference)
+_WIDEST, _MOST_FREQUENCIES = 128, 64  # that a program's tiles hold
+
+
+def _fits(frequencies: Tensor, first: Tensor, *others: object) -> bool:
+    return first.shape[2] <= _WIDEST and len(frequencies) <= _MOST_FREQUENCIES
+
+
+_forward = kernel_op("coordinate_mlp", coordinate_mlp_reference, _fits)
+_backward = kernel_op(
+    "coordinate_mlp_backward", coordinate_mlp_backward_reference, lambda gradient, *others: _fits(*others)
+)
 
 
 def coordinate_mlp(
@@ -64,8 +73,9 @@ def coordinate_mlp(
     """
     if activation not in ("silu", "relu"):
         raise UsageError(f"activation is 'silu' or 'relu', not '{activation}'")
-    if first.ndim != 3:
-        raise UsageError(f"first is (N, 2F, D), not {about(first)}")
+    require_floating(dtype)
+    if first.ndim != 3 or not first.is_floating_point():
+        raise UsageError(f"first is floating point (N, 2F, D), not {about(first)}")
     _check(size, frequencies, first, shift, area, weights, last, offset, features, area_at)
     result: Tensor = _forward(
         frequencies, first, shift, area, weights, last, offset, features, *size, area_at, activation == "silu", squash,
@@ -111,7 +121,7 @@ def _check(
                 f"{name} is (N, {letters}), here ({images} or 1, {numbers}) as first, shift and area say, "
                 f"not {about(value)}"
             )
-        if value.dtype != first.dtype or not value.is_floating_point():
+        if value.dtype != first.dtype:
             raise UsageError(f"{name} is floating point as first ({first.dtype}), not {about(value)}")
     if min(turns, layers, areas) < 1 or not 0 <= area_at < layers:
         raise UsageError(
@@ -124,7 +134,7 @@ def _check(
     require_device(first, "first", frequencies=frequencies, **others)
     if features is None:
         return
-    if features.ndim != 4 or features.shape[3] != values or len(features) not in (1, images):
+    if features.ndim != 4 or not features.numel() or features.shape[3] != values or len(features) not in (1, images):
         raise UsageError(f"features are (N, h, w, D), here ({images} or 1, h, w, {values}), not {about(features)}")
     if not features.is_floating_point():
         raise UsageError(f"features are floating point, not {about(features)}")

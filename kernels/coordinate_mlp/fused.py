@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .fused_backward import coordinate_mlp_backward_fused
 from .sizes import Sizes
-from .tiles import activate, corner, encode, matrix, product, row
+from .tiles import activate, bottom_of, climb, encode, row
 
 __all__ = ["coordinate_mlp_backward_fused", "coordinate_mlp_fused"]
 
@@ -49,36 +49,24 @@ def coordinate_mlp_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(0).to(tl.int64)
     points = height * width
-    o_point = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    o_value = tl.arange(0, BLOCK_D)
+    o_point = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     p_first += image * s_first_n
     p_shift += image * s_shift_n
     p_weights += image * s_weights_n
+    p_features += image * s_features_n
     x, y, sine, cosine = encode(p_frequencies, o_point, height, width, FREQUENCIES, BLOCK_F)
-    b_first = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-    state = product(sine, b_first, EXACT)
-    b_first = matrix(p_first + FREQUENCIES * VALUES, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-    state += product(cosine, b_first, EXACT)
-    state += row(p_shift, VALUES, BLOCK_D)[None, :]
-    if LOCAL:
-        inside = (o_point < points)[:, None] & (o_value < VALUES)[None, :]
-        for which in tl.static_range(4):
-            place, part = corner(x, y, rows, columns, which // 2, which % 2)
-            at_corner = image * s_features_n + place[:, None] * VALUES + o_value[None, :]
-            state += part[:, None] * tl.load(p_features + at_corner, inside, 0).to(tl.float32)
-    for layer in tl.static_range(0, AREA_AT):
-        b_weights = matrix(p_weights + layer * VALUES * VALUES, VALUES, VALUES, BLOCK_D, BLOCK_D)
-        state = product(activate(state, SMOOTH), b_weights, EXACT)
-        state += row(p_shift + (layer + 1) * VALUES, VALUES, BLOCK_D)[None, :]
+    inside = (o_point < points)[:, None] & (tl.arange(0, BLOCK_D) < VALUES)[None, :]
+    state = bottom_of(
+        sine, cosine, x, y, p_first, p_shift, p_features, inside, rows, columns, FREQUENCIES, VALUES, LOCAL, EXACT,
+        BLOCK_F, BLOCK_D,
+    )  # fmt: skip
+    state = climb(state, p_weights, p_shift, p_area, VALUES, 0, AREA_AT, -1, SMOOTH, EXACT, BLOCK_D)
     b_last = row(p_last + image * s_last_n, VALUES, BLOCK_D)
     for index in range(areas):
         upper = state + row(p_area + image * s_area_n + index * VALUES, VALUES, BLOCK_D)[None, :]
-        for layer in tl.static_range(AREA_AT, LAYERS - 1):
-            b_weights = matrix(p_weights + layer * VALUES * VALUES, VALUES, VALUES, BLOCK_D, BLOCK_D)
-            upper = product(activate(upper, SMOOTH), b_weights, EXACT)
-            upper += row(p_shift + (layer + 1) * VALUES, VALUES, BLOCK_D)[None, :]
+        upper = climb(upper, p_weights, p_shift, p_area, VALUES, AREA_AT, LAYERS - 1, -1, SMOOTH, EXACT, BLOCK_D)
         found = tl.sum(activate(upper, SMOOTH) * b_last[None, :], 1)
         found += tl.load(p_offset + image * s_offset_n + index).to(tl.float32)
         if SQUASH:
@@ -107,7 +95,7 @@ def coordinate_mlp_fused(
     sizes = Sizes.of(first, shift, area, weights, last, offset, features)
     out = torch.empty((sizes.images, sizes.areas, height, width), dtype=dtype, device=first.device)
     block = 128 if sizes.block_d <= 64 else 64
-    coordinate_mlp_fwd_kernel[(triton.cdiv(height * width, block), sizes.images)](
+    coordinate_mlp_fwd_kernel[(sizes.images, triton.cdiv(height * width, block))](
         frequencies.contiguous(),
         *sizes.tensors,
         out,
@@ -128,5 +116,6 @@ def coordinate_mlp_fused(
         BLOCK_D=sizes.block_d,
         BLOCK_P=block,
         num_warps=4 if sizes.block_d <= 64 else 8,
+        num_stages=3 if sizes.block_d <= 64 else 1,  # two copies of every matrix would fill the shared memory
     )
     return out

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .sizes import Sizes
-from .tiles import activate, corner, encode, matrix, product, row, slope_of
+from .tiles import activate, bottom_of, climb, corner, encode, matrix, product, row, slope_of
 
 __all__ = ["coordinate_mlp_backward_fused"]
 
@@ -66,8 +66,8 @@ def coordinate_mlp_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    part = tl.program_id(0)
-    image = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
     own = part * images + image  # whose sums these are
     points = height * width
     o_value = tl.arange(0, BLOCK_D)
@@ -75,28 +75,25 @@ def coordinate_mlp_bwd_kernel(
     p_first += image * s_first_n
     p_shift += image * s_shift_n
     p_weights += image * s_weights_n
+    p_features += image * s_features_n
+    p_to_features += image * s_features_n
     p_to_first += own * 2 * FREQUENCIES * VALUES
     p_to_shift += own * LAYERS * VALUES
     p_to_weights += own * (LAYERS - 1) * VALUES * VALUES
     b_last = row(p_last + image * s_last_n, VALUES, BLOCK_D)
-    for item in range(part, blocks * areas, tl.num_programs(0)):  # points and area; what areas share is found for each
+    for item in range(part, blocks * areas, tl.num_programs(1)):  # points and area; what areas share is found for each
         index = item // blocks
         o_point = (item % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
         x, y, sine, cosine = encode(p_frequencies, o_point, height, width, FREQUENCIES, BLOCK_F)
         inside = (o_point < points)[:, None] & (o_value < VALUES)[None, :]
-        b_first = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        bottom = product(sine, b_first, EXACT)
-        b_first = matrix(p_first + FREQUENCIES * VALUES, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        bottom += product(cosine, b_first, EXACT) + row(p_shift, VALUES, BLOCK_D)[None, :]
-        if LOCAL:
-            for which in tl.static_range(4):
-                place, share = corner(x, y, rows, columns, which // 2, which % 2)
-                at_corner = image * s_features_n + place[:, None] * VALUES + o_value[None, :]
-                bottom += share[:, None] * tl.load(p_features + at_corner, inside, 0).to(tl.float32)
+        bottom = bottom_of(
+            sine, cosine, x, y, p_first, p_shift, p_features, inside, rows, columns, FREQUENCIES, VALUES, LOCAL, EXACT,
+            BLOCK_F, BLOCK_D,
+        )  # fmt: skip
         p_own_area = p_area + image * s_area_n + index * VALUES
         if AREA_AT == 0:
             bottom += row(p_own_area, VALUES, BLOCK_D)[None, :]
-        state = _climb(bottom, p_weights, p_shift, p_own_area, VALUES, LAYERS - 1, AREA_AT, SMOOTH, EXACT, BLOCK_D)
+        state = climb(bottom, p_weights, p_shift, p_own_area, VALUES, 0, LAYERS - 1, AREA_AT, SMOOTH, EXACT, BLOCK_D)
         hidden = activate(state, SMOOTH)
         at_point = (image * areas + index) * points + o_point
         of_logit = tl.load(p_gradient + at_point, o_point < points, 0).to(tl.float32)
@@ -113,20 +110,22 @@ def coordinate_mlp_bwd_kernel(
             if LAYERS - 1 - back == AREA_AT:
                 _add_row(p_to_area + (own * areas + index) * VALUES, of_row, VALUES, BLOCK_D)
             if back < LAYERS - 1:
-                below = _climb(
-                    bottom, p_weights, p_shift, p_own_area, VALUES, LAYERS - 2 - back, AREA_AT, SMOOTH, EXACT, BLOCK_D
-                )
+                below = climb(
+                    bottom, p_weights, p_shift, p_own_area, VALUES, 0, LAYERS - 2 - back, AREA_AT, SMOOTH, EXACT,
+                    BLOCK_D,
+                )  # fmt: skip
                 at = (LAYERS - 2 - back) * VALUES * VALUES
                 b_weights = matrix(p_weights + at, VALUES, VALUES, BLOCK_D, BLOCK_D)
                 found = _outer(activate(below, SMOOTH), slope, b_weights, EXACT)
                 _add_matrix(p_to_weights + at, found, VALUES, VALUES, BLOCK_D, BLOCK_D)
                 slope = product(slope, tl.trans(b_weights), EXACT) * slope_of(below, SMOOTH)
-        _add_matrix(p_to_first, _outer(sine, slope, b_first, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        b_sine = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        b_cosine = matrix(p_first + FREQUENCIES * VALUES, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        _add_matrix(p_to_first, _outer(sine, slope, b_sine, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
         p_half = p_to_first + FREQUENCIES * VALUES
-        _add_matrix(p_half, _outer(cosine, slope, b_first, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        of_turn = -sine * product(slope, tl.trans(b_first), EXACT)
-        b_first = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        of_turn += cosine * product(slope, tl.trans(b_first), EXACT)
+        _add_matrix(p_half, _outer(cosine, slope, b_cosine, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+        of_turn = -sine * product(slope, tl.trans(b_cosine), EXACT)
+        of_turn += cosine * product(slope, tl.trans(b_sine), EXACT)
         p_turn = p_to_frequencies + own * 2 * FREQUENCIES + 2 * o_frequency
         known = o_frequency < FREQUENCIES
         tl.store(p_turn, tl.load(p_turn, known, 0) + tl.sum(of_turn * x[:, None], 0), known)
@@ -134,23 +133,8 @@ def coordinate_mlp_bwd_kernel(
         if LOCAL:
             for which in tl.static_range(4):
                 place, share = corner(x, y, rows, columns, which // 2, which % 2)
-                at_corner = image * s_features_n + place[:, None] * VALUES + o_value[None, :]
-                tl.atomic_add(p_to_features + at_corner, share[:, None] * slope, inside)
-
-
-@triton.jit
-def _climb(
-    state, p_weights, p_shift, p_own_area, VALUES, TO: tl.constexpr, AREA_AT: tl.constexpr, SMOOTH: tl.constexpr,
-    EXACT: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """From the state of the first layer to that of another one."""
-    for layer in tl.static_range(0, TO):
-        b_weights = matrix(p_weights + layer * VALUES * VALUES, VALUES, VALUES, BLOCK_D, BLOCK_D)
-        state = product(activate(state, SMOOTH), b_weights, EXACT)
-        state += row(p_shift + (layer + 1) * VALUES, VALUES, BLOCK_D)[None, :]
-        if layer + 1 == AREA_AT:
-            state += row(p_own_area, VALUES, BLOCK_D)[None, :]
-    return state
+                at_corner = place[:, None] * VALUES + o_value[None, :]
+                tl.atomic_add(p_to_features + at_corner, share[:, None] * slope, inside, sem="relaxed")
 
 
 @triton.jit
@@ -210,8 +194,8 @@ def coordinate_mlp_backward_fused(
 
     of_frequencies = sums(frequencies[None])
     own = [sums(value) for value in wanted[1:7]]
-    to_features = torch.zeros_like(wanted[7], dtype=torch.float32)
-    coordinate_mlp_bwd_kernel[(parts, sizes.images)](
+    to_features = torch.zeros(wanted[7].shape, dtype=torch.float32, device=first.device)
+    coordinate_mlp_bwd_kernel[(sizes.images, parts)](
         gradient.contiguous(),
         frequencies.contiguous(),
         *sizes.tensors,

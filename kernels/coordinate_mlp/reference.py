@@ -117,6 +117,7 @@ def _forward(
     smooth: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The state of every layer before its activation (N, 1 or A, P, D), the points (P, 2), and what they turn to."""
+    frequencies = frequencies.to(torch.promote_types(frequencies.dtype, torch.float32))
     y = (2 * torch.arange(height, device=first.device, dtype=frequencies.dtype) + 1) / height - 1
     x = (2 * torch.arange(width, device=first.device, dtype=frequencies.dtype) + 1) / width - 1
     points = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], 2).flatten(0, 1)

@@ -52,6 +52,12 @@ def _case(
     return Sample(name, (*tensors, *size, area_at, smooth, squash, dtype))
 
 
+def _strided(sample: Sample) -> Sample:
+    """Features whose channels are the slowest dimension in memory, as those of a convolution are."""
+    features = sample.arguments[7].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    return Sample(sample.name, (*sample.arguments[:7], features, *sample.arguments[8:]))
+
+
 def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
     case = partial(_case, dtype=dtype, device=device)
     return [
@@ -60,6 +66,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
         case("width-40-deep-9x11", (9, 11), values=40, frequencies=10, layers=5, area_at=2, areas=1),
         case("one-layer-logits-8x8", (8, 8), layers=1, frequencies=20, images=1, squash=False, grid=(1, 1)),
         case("width-128-7x9", (7, 9), values=128, layers=2, images=1),
+        _strided(case("strided-features-9x10", (9, 10), grid=(4, 3), own=False, areas=1)),
     ]
 
 
@@ -90,7 +97,9 @@ def _products(arguments: tuple[Any, ...]) -> int:
     return int(2 * images * points * of_point)
 
 
-COORDINATE_MLP = KernelSpec("coordinate_mlp", coordinate_mlp_reference, _samples, _large, arguments_bytes, _products)
+COORDINATE_MLP = KernelSpec(
+    "coordinate_mlp", coordinate_mlp_reference, _samples, _large, arguments_bytes, _products, tuple(range(8))
+)
 COORDINATE_MLP_BACKWARD = KernelSpec(
     "coordinate_mlp_backward",
     coordinate_mlp_backward_reference,

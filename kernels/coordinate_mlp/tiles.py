@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["activate", "corner", "encode", "matrix", "product", "row", "slope_of", "wave"]
+__all__ = ["activate", "bottom_of", "climb", "corner", "encode", "matrix", "product", "row", "slope_of", "wave"]
 
 
 @triton.jit
@@ -11,7 +11,7 @@ def activate(state, SMOOTH: tl.constexpr):
     """SiLU or ReLU."""
     if SMOOTH:
         return state * tl.sigmoid(state)
-    return tl.maximum(state, 0)
+    return tl.maximum(state, 0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -87,3 +87,36 @@ def corner(x, y, rows, columns, DOWN: tl.constexpr, RIGHT: tl.constexpr):
     column = tl.minimum(left.to(tl.int32) + RIGHT, columns - 1)
     line = tl.minimum(top.to(tl.int32) + DOWN, rows - 1)
     return line * columns + column, part
+
+
+@triton.jit
+def bottom_of(
+    sine, cosine, x, y, p_first, p_shift, p_features, inside, rows, columns, FREQUENCIES, VALUES, LOCAL: tl.constexpr,
+    EXACT: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The state of the first layer (P, D), without what is added for an area."""
+    b_first = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+    state = product(sine, b_first, EXACT)
+    b_first = matrix(p_first + FREQUENCIES * VALUES, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
+    state += product(cosine, b_first, EXACT) + row(p_shift, VALUES, BLOCK_D)[None, :]
+    if LOCAL:
+        for which in tl.static_range(4):
+            place, share = corner(x, y, rows, columns, which // 2, which % 2)
+            at = place[:, None] * VALUES + tl.arange(0, BLOCK_D)[None, :]
+            state += share[:, None] * tl.load(p_features + at, inside, 0).to(tl.float32)
+    return state
+
+
+@triton.jit
+def climb(
+    state, p_weights, p_shift, p_own_area, VALUES, FROM: tl.constexpr, TO: tl.constexpr, AREA_AT: tl.constexpr,
+    SMOOTH: tl.constexpr, EXACT: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """From the state of one layer to that of another one, adding what is added for an area on the way."""
+    for layer in tl.static_range(FROM, TO):
+        b_weights = matrix(p_weights + layer * VALUES * VALUES, VALUES, VALUES, BLOCK_D, BLOCK_D)
+        state = product(activate(state, SMOOTH), b_weights, EXACT)
+        state += row(p_shift + (layer + 1) * VALUES, VALUES, BLOCK_D)[None, :]
+        if layer + 1 == AREA_AT:
+            state += row(p_own_area, VALUES, BLOCK_D)[None, :]
+    return state

@@ -28,8 +28,8 @@ def explain_finish_fwd_kernel(
     outline,
     BLOCK: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    o_pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    image = tl.program_id(0).to(tl.int64)
+    o_pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = o_pixel < height * width
     y, x = o_pixel // width, o_pixel % width
     p_map = p_maps + image * rows * columns
@@ -86,7 +86,7 @@ def explain_finish_fused(
     count, height, width, _ = images.shape
     masks = torch.empty((count, height, width), dtype=torch.float32, device=maps.device)
     pictures = torch.empty(images.shape, dtype=torch.uint8, device=maps.device)
-    explain_finish_fwd_kernel[(triton.cdiv(height * width, BLOCK), count)](
+    explain_finish_fwd_kernel[(count, triton.cdiv(height * width, BLOCK))](
         maps.contiguous(),
         low.contiguous(),
         high.contiguous(),

@@ -19,7 +19,7 @@ def _case(
     images = torch.randint(0, 256, (count, *size, 3), generator=generator, device=device, dtype=torch.uint8)
     table = torch.arange(256, device=device)[:, None].expand(256, 3).to(torch.uint8).contiguous()
     low = torch.full((count,), 0.1, device=device)
-    return Sample(name, (maps, low, low + 0.8, images, table, 0.5))
+    return Sample(name, (maps, low, low + 0.8, images, table, 0.47))
 
 
 def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:

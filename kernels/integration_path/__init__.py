@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..arguments import about, require_device
+from ..arguments import about, require_device, require_floating
 from ..dispatch import kernel_op
 from .reference import integration_path_reference
 
@@ -46,6 +46,7 @@ def integration_path(
     Raises:
         UsageError: an argument of another shape, dtype or device.
     """
+    require_floating(dtype)
     bytes_in = end.dtype == torch.uint8
     if end.ndim < 3 or not end.numel() or not (bytes_in or end.is_floating_point()):
         raise UsageError(f"end is floating point (N, C, …) or uint8 (N, H, W, 3), and not empty, not {about(end)}")

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..strides import addressed, is_channels_last
+from ..strides import addressed, path_layout
 
 __all__ = ["integration_path_fused"]
 
@@ -44,8 +44,8 @@ def integration_path_fwd_kernel(
     BLOCK: tl.constexpr,
 ):
     size = channels * places
-    o_out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # in the order in which the results lie
-    image = tl.program_id(1).to(tl.int64)
+    o_out = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # in the order in which the results lie
+    image = tl.program_id(0).to(tl.int64)
     inside = o_out < size
     if CHANNELS_LAST:
         channel = o_out % channels
@@ -77,11 +77,10 @@ def integration_path_fused(
     count, steps = len(end), len(points)
     shape = end.movedim(-1, 1).shape if from_bytes else end.shape
     channels, places = shape[1], shape[2:].numel()
-    channels_last = from_bytes or is_channels_last(end)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = path_layout(end)
     out = torch.empty((steps * count, *shape[1:]), dtype=dtype, device=end.device, memory_format=layout)
     until, start = addressed(end, count, places), addressed(baseline, count, places)
-    integration_path_fwd_kernel[(triton.cdiv(channels * places, BLOCK), count)](
+    integration_path_fwd_kernel[(count, triton.cdiv(channels * places, BLOCK))](
         until.values,
         start.values,
         points.contiguous(),
@@ -96,7 +95,7 @@ def integration_path_fused(
         *(std or (1.0, 1.0, 1.0)),
         FROM_BYTES=from_bytes,
         NORMALISE=len(mean) > 0,
-        CHANNELS_LAST=channels_last,
+        CHANNELS_LAST=layout == torch.channels_last,
         BLOCK=BLOCK,
     )
     return out

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..strides import is_channels_last
+from ..strides import path_layout
 
 __all__ = ["integration_path_reference"]
 
@@ -16,7 +16,7 @@ def integration_path_reference(
     end: Tensor, baseline: Tensor, points: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
     """(r + a·(u − r) − μ) / σ at every point a, (S·N, C, …); see `integration_path`."""
-    precision = torch.promote_types(dtype, torch.float32)
+    precision, layout = torch.promote_types(dtype, torch.float32), path_layout(end)
     if end.dtype == torch.uint8:
         end = end.movedim(-1, 1).to(precision) / 255
     end, baseline = end.to(precision), baseline.to(precision)
@@ -25,5 +25,4 @@ def integration_path_reference(
     if mean:
         of_channel = (-1, *[1] * (end.ndim - 2))
         path = (path - path.new_tensor(mean).view(of_channel)) / path.new_tensor(std).view(of_channel)
-    path = path.to(dtype)
-    return path.contiguous(memory_format=torch.channels_last) if is_channels_last(end) else path.contiguous()
+    return path.to(dtype).contiguous(memory_format=layout)

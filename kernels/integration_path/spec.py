@@ -47,6 +47,11 @@ def _case(
     return Sample(name, (end.to(dtype), start.to(dtype), points, (), (), dtype))
 
 
+def _strided(sample: Sample) -> Sample:
+    """Every second column, of maps whose channels lie together."""
+    return Sample(sample.name, (sample.arguments[0][..., ::2], *sample.arguments[1:]))
+
+
 def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
     case = partial(_case, dtype=dtype, device=device)
     return [
@@ -55,6 +60,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
         case("whole-attention-3x197", (1, 3, 50, 50), 2, baseline="whole"),
         case("bytes-37x41", (2, 3, 37, 41), 2, baseline="of channels", from_bytes=True),
         case("tokens-50x65", (2, 50, 65), 3, baseline="whole"),
+        _strided(case("every-second-8x7x5", (2, 8, 7, 10), 2, channels_last=True)),
     ]
 
 

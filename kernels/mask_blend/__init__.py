@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..arguments import about, require_device
+from ..arguments import about, require_device, require_floating
 from ..dispatch import kernel_op
 from .reference import mask_blend_backward_reference, mask_blend_reference
 
@@ -53,6 +53,7 @@ def mask_blend(
         UsageError: an argument of another shape, dtype or device.
     """
     _check(images, masks, baseline, mean, std, branches)
+    require_floating(dtype)
     if baseline.shape[2:] != (1, 1):
         baseline = baseline.expand(-1, -1, *masks.shape[2:])
     keep, remove = branches != "remove", branches != "keep"

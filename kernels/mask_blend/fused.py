@@ -43,8 +43,8 @@ def mask_blend_fwd_kernel(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    start = tl.program_id(0) * BLOCK
-    image = tl.program_id(1).to(tl.int64)
+    start = tl.program_id(1) * BLOCK
+    image = tl.program_id(0).to(tl.int64)
     for part in tl.static_range(3):
         if CHANNELS_LAST:  # a third of the values of these pixels, in the order in which they lie
             o_out = 3 * start + part * BLOCK + tl.arange(0, BLOCK)
@@ -101,8 +101,8 @@ def mask_blend_bwd_kernel(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    o_pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    image = tl.program_id(1).to(tl.int64)
+    o_pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    image = tl.program_id(0).to(tl.int64)
     inside = o_pixel < pixels
     p_image = p_images + image * s_image_n + o_pixel * s_image_p
     p_background = p_baseline + image * s_baseline_n + o_pixel * s_baseline_p
@@ -159,7 +159,7 @@ def mask_blend_fused(
     )
     pixels = height * width
     shown, behind = addressed(images, count, pixels), addressed(baseline, count, pixels)
-    mask_blend_fwd_kernel[(triton.cdiv(pixels, BLOCK), count)](
+    mask_blend_fwd_kernel[(count, triton.cdiv(pixels, BLOCK))](
         shown.values,
         masks.contiguous(),
         behind.values,
@@ -190,7 +190,7 @@ def mask_blend_backward_fused(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     pixels = height * width
     shown, behind = addressed(images, count, pixels), addressed(baseline, count, pixels)
-    mask_blend_bwd_kernel[(triton.cdiv(pixels, BLOCK), count)](
+    mask_blend_bwd_kernel[(count, triton.cdiv(pixels, BLOCK))](
         gradient.contiguous(memory_format=layout),
         shown.values,
         behind.values,

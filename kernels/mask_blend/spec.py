@@ -42,6 +42,13 @@ def _case(
     return Sample(name, (images, masks, baseline, _MEAN, _STD, keep, remove, dtype, channels_last))
 
 
+def _strided(sample: Sample) -> Sample:
+    """Every second column of images and masks, and a baseline that is the same for all columns."""
+    images, masks, baseline, *rest = sample.arguments
+    images, masks = images[..., ::2], masks[..., ::2]
+    return Sample(sample.name, (images, masks, baseline.expand(-1, -1, *masks.shape[2:]), *rest))
+
+
 def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
     case = partial(_case, dtype=dtype, device=device)
     return [
@@ -50,6 +57,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
         case("remove-blurred-last-63x65", (3, 1, 63, 65), blurred=True, branches="remove", channels_last=True),
         case("both-bytes-last-1x1", (1, 2, 1, 1), from_bytes=True, branches="both", channels_last=True),
         case("both-last-32x32", (2, 4, 32, 32), branches="both", channels_last=True),
+        _strided(case("both-strided-21x22", (2, 3, 21, 44), branches="both")),
     ]  # fmt: skip
 
 
@@ -77,7 +85,7 @@ def _backward_bytes(arguments: tuple[Any, ...], result: torch.Tensor) -> int:
     return arguments_bytes((*arguments[:2], *arguments[3:]), result)
 
 
-MASK_BLEND = KernelSpec("mask_blend", mask_blend_reference, _samples, _large, arguments_bytes)
+MASK_BLEND = KernelSpec("mask_blend", mask_blend_reference, _samples, _large, arguments_bytes, differentiable=(1,))
 MASK_BLEND_BACKWARD = KernelSpec(
     "mask_blend_backward",
     mask_blend_backward_reference,

@@ -135,7 +135,7 @@ def test_modulation_of_an_image_is_a_shift_and_scaled_columns() -> None:
     ("change", "said"),
     [
         ({"size": (0, 4)}, r"at least one row and one column, not \(0, 4\)"),
-        ({"first": torch.rand(6, 4)}, r"first is \(N, 2F, D\), not float32 \(6, 4\)"),
+        ({"first": torch.rand(6, 4)}, r"first is floating point \(N, 2F, D\), not float32 \(6, 4\)"),
         ({"shift": random(2, 3, 5)}, r"shift is \(N, L, D\), here \(2 or 1, 3, 4\) .* not float64 \(2, 3, 5\)"),
         ({"weights": random(2, 3, 4, 4)}, r"weights is \(N, L − 1, D, D\), here \(2 or 1, 2, 4, 4\)"),
         ({"offset": random(2, 4)}, r"offset is \(N, A\), here \(2 or 1, 3\)"),

@@ -45,7 +45,7 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch, asked: str) ->
 def test_what_was_measured_to_be_faster_runs(tmp_path: Path) -> None:
     assert implementation() is mask_blend_fused
     kind = dispatch.shape_class("mask_blend", ARGUMENTS)
-    assert kind == "mask_blend float32,float32 2^9"  # 280 numbers
+    assert kind == "mask_blend float32,float32  2^9"  # 280 numbers
     (tmp_path / "measured.json").write_text(json.dumps({"Some GPU": {kind: "reference"}, "Other": {kind: "compiled"}}))
     dispatch._measured.cache_clear()
     assert implementation() is mask_blend_reference

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saccade.kernels.registry import KERNELS
-from saccade.kernels.spec import KernelSpec, Sample, in_double
+from saccade.kernels.spec import KernelSpec, Sample, inaccuracy, tensors
 
 CPU = torch.device("cpu")
 SAMPLES = [(spec, sample.name) for spec in KERNELS for sample in spec.samples(torch.float32, CPU)]
@@ -26,41 +26,16 @@ def sample_of(spec: KernelSpec, name: str, dtype: torch.dtype, device: torch.dev
     return next(sample for sample in spec.samples(dtype, device) if sample.name == name)
 
 
-def error(found: Tensor, truth: Tensor) -> float:
-    """Root mean square, over that of the truth."""
-    return float((found.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt().clamp_min(1e-30))
+def filled(result: Any) -> list[Tensor]:
+    """Of an operator's results those that hold anything."""
+    return [value for value in tensors(result) if value.numel()]
 
 
-def tensors(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """The results of an operator, those that hold anything."""
-    return [value for value in ([result] if isinstance(result, Tensor) else result) if value.numel()]
-
-
-def strides(tensor: Tensor) -> list[int]:
+def strides(result: Any) -> list[list[int]]:
     """Of the dimensions that have more than one place."""
-    return [step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
-
-
-def require_accurate(spec: KernelSpec, sample: Sample) -> None:
-    """At most twice the error of PyTorch in the same precision; what is not written is not a number."""
-    results = [
-        tensors(value)
-        for value in (
-            spec.fused(*sample.arguments),
-            spec.reference(*sample.arguments),
-            spec.reference(*in_double(sample.arguments)),
-        )
+    return [
+        [step for step, size in zip(value.stride(), value.shape, strict=True) if size > 1] for value in filled(result)
     ]
-    for place, (fused, plain, truth) in enumerate(zip(*results, strict=True)):
-        assert fused.shape == plain.shape
-        assert fused.dtype == plain.dtype
-        assert strides(fused) == strides(plain)
-        if fused.dtype == torch.uint8:  # a value next to a half may be rounded the other way
-            assert (fused.int() - truth.int()).abs().max() <= 2, sample.name
-            assert (fused != truth).float().mean() < 0.01, sample.name
-            continue
-        found, allowed = error(fused, truth), 2 * error(plain, truth) + 2 * torch.finfo(torch.float32).eps
-        assert found <= allowed, f"result {place}: rel {found:.1e} > {allowed:.1e} ({sample.name})"
 
 
 @pytest.fixture
@@ -76,24 +51,41 @@ def _nan_where_nothing_was_written() -> Iterator[None]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is for machines without a GPU")
 @each_sample
 def test_the_fused_kernel_is_as_accurate_as_pytorch(spec: KernelSpec, name: str, dtype: torch.dtype) -> None:
-    require_accurate(spec, sample_of(spec, name, dtype))
+    arguments = sample_of(spec, name, dtype).arguments
+    assert inaccuracy(spec, arguments) == ""
+    assert strides(spec.fused(*arguments)) == strides(spec.reference(*arguments))
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("_nan_where_nothing_was_written")
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 @each_sample
 def test_the_fused_kernel_on_a_gpu(spec: KernelSpec, name: str, dtype: torch.dtype) -> None:
-    require_accurate(spec, sample_of(spec, name, dtype, torch.device("cuda")))
+    arguments = sample_of(spec, name, dtype, torch.device("cuda")).arguments
+    assert inaccuracy(spec, arguments) == ""
+    operator = getattr(torch.ops.saccade, spec.name).default
+    compiled = torch.compile(lambda *values: operator(*values), fullgraph=True)  # holds results to the fake's strides
+    for found in (operator(*arguments), compiled(*arguments)):
+        assert strides(found) == strides(spec.reference(*arguments))
+        for one, other in zip(filled(found), filled(spec.fused(*arguments)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)  # atomic sums differ by their order
 
 
 @each_sample
 def test_the_operator_keeps_pytorch_s_rules(spec: KernelSpec, name: str) -> None:
     operator = getattr(torch.ops.saccade, spec.name).default
     arguments = sample_of(spec, name, torch.float32).arguments
-    for found, expected in zip(tensors(operator(*arguments)), tensors(spec.reference(*arguments)), strict=True):
+    for found, expected in zip(filled(operator(*arguments)), filled(spec.reference(*arguments)), strict=True):
         assert torch.equal(found, expected)
-    torch.library.opcheck(operator, arguments)
+    torch.library.opcheck(
+        operator,
+        tuple(
+            value.clone().requires_grad_() if place in spec.differentiable and value is not None else value
+            for place, value in enumerate(arguments)
+        ),
+    )
 
 
 @pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
@@ -108,11 +100,9 @@ def test_a_compiled_graph_holds_the_operator_and_gives_the_same(spec: KernelSpec
     for sample in spec.samples(torch.float32, CPU)[:2]:
         torch._dynamo.reset()
         compiled = torch.compile(
-            lambda *arguments: [value + 1 for value in tensors(operator(*arguments))], backend=backend, fullgraph=True
+            lambda *arguments: [value + 1 for value in filled(operator(*arguments))], backend=backend, fullgraph=True
         )
-        for found, expected in zip(
-            compiled(*sample.arguments), tensors(spec.reference(*sample.arguments)), strict=True
-        ):
+        for found, expected in zip(compiled(*sample.arguments), filled(spec.reference(*sample.arguments)), strict=True):
             assert torch.equal(found, expected + 1)
     assert any(f"saccade.{spec.name}" in target for target in seen)
 
