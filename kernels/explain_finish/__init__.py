@@ -72,6 +72,6 @@ def _ends(maps: Tensor, scale: Scale | float) -> tuple[Tensor, Tensor]:
         return zero, flat.amax(1)
     if scale == "range":
         return flat.amin(1), flat.amax(1)
-    if isinstance(scale, str) or not 0 < scale <= 1:
+    if not isinstance(scale, (int, float)) or not 0 < scale <= 1:
         raise UsageError(f"scale is 'none', 'largest', 'range' or a share in (0, 1], not {scale!r}")
     return zero, flat.quantile(scale, dim=1)
