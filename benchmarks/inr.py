@@ -1,11 +1,12 @@
 """Masks optimised for each image: coordinate networks beside extremal perturbations, on planted scenes.
 
-    python benchmarks/inr.py --processes 2 --keep masks    200 scenes of both models; an hour for the ResNet alone
+    python benchmarks/inr.py --processes 2     200 scenes of both models; an hour and a half for the ResNet alone
     python benchmarks/inr.py --count 16 --models resnet --dry
 
 Areas, nesting, grey pixels and resolution of the masks; insertion − deletion of the sum of a method's masks, and how
 much of each mask lies on the digit; forwards and seconds; 16 images together against one by one. Writes
-benchmarks/results/inr.json.
+benchmarks/results/inr.json, and every scene's numbers to inr_scenes.json as they come: a run that was stopped goes on
+from there, and what is there already is not measured again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import argparse
 import json
 import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -39,6 +41,7 @@ from saccade.methods.inr.extremal import ExtremalConfig, extremal_masks
 from saccade.methods.inr.fit import fit_masks
 
 RESULTS = Path(__file__).parent / "results" / "inr.json"
+SCENES = RESULTS.with_name("inr_scenes.json")
 FIRST, BATCH = 20_000, 16
 AREAS = (0.05, 0.1, 0.2, 0.3)
 OTHER_AREAS = (0.02, 0.035, 0.15, 0.4, 0.5)  # never optimised for
@@ -54,15 +57,10 @@ def explainee_of(model: str) -> Explainee:
     return fast_for_input_gradients(load_explainee(f"python:saccade.evaluate.scenes_models:{model}"))
 
 
-def find_batch(model: str, config: INRConfig | ExtremalConfig, indices: range, keep: Path | None) -> dict[str, Any]:
-    """Masks (N, A, H, W), forwards of each image and seconds per image; those kept by an earlier run are read."""
-    kept = keep and keep / f"{model}-{type(config).__name__}-{indices.start}-{indices.stop}.pt"
-    if kept and kept.exists():
-        found: dict[str, Any] = torch.load(kept)
-        if found["config"] == repr(config):
-            return found
-    explainee = explainee_of(model)
-    pixels = to_pixels(SceneSource("test").batch(indices).images)
+def find_masks(model: str, config: INRConfig | ExtremalConfig, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """What is measured of each scene's masks; see `row_of`."""
+    explainee, scenes = explainee_of(model), SceneSource("test").batch(indices)
+    pixels = to_pixels(scenes.images)
     began = time.perf_counter()
     if isinstance(config, INRConfig):
         fitted = fit_masks(explainee, pixels, config)
@@ -70,31 +68,48 @@ def find_batch(model: str, config: INRConfig | ExtremalConfig, indices: range, k
     else:
         masks = extremal_masks(explainee, pixels, config)
         forwards = [config.steps * len(config.areas) + 1] * len(pixels)
-    seconds = (time.perf_counter() - began) / len(pixels)
-    found = {"masks": masks, "forwards": forwards, "seconds": [seconds] * len(pixels), "config": repr(config)}
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(found, kept.with_suffix(".part"))
-        kept.with_suffix(".part").rename(kept)
-    return found
+    return rows_of(explainee, scenes, masks, forwards, (time.perf_counter() - began) / len(pixels))
+
+
+def rows_of(
+    explainee: Explainee, scenes: SceneBatch, masks: Tensor, forwards: Sequence[int], seconds: float
+) -> list[dict[str, Any]]:
+    """Of each scene: insertion − deletion of the sum of its masks, how much of each lies on the digit, the mean error
+    of their areas, forwards and seconds.
+    """
+    faithful, inside = quality(explainee, scenes, masks)[METRICS[0]], precision(masks, scenes)
+    areas = (masks.mean((2, 3)) - torch.tensor(AREAS)).abs().mean(1)
+    return [
+        {
+            METRICS[0]: np.asarray(faithful[place]).tolist(),
+            "on the digit": inside[place].tolist(),
+            "area error": float(areas[place]),
+            "forwards": int(forwards[place]),
+            "seconds": seconds,
+        }
+        for place in range(len(masks))
+    ]
 
 
 def in_batches(
-    model: str, config: INRConfig | ExtremalConfig, indices: range, processes: int, keep: Path | None
-) -> tuple[Tensor, float, float]:
-    """The masks of all scenes, forwards and seconds of a process per image."""
-    batches = [range(at, min(at + BATCH, indices.stop)) for at in range(indices.start, indices.stop, BATCH)]
+    model: str, config: INRConfig | ExtremalConfig, indices: range, processes: int, known: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The rows of all scenes: those that are known of an earlier run with these settings, and the others found."""
+    rows = known.setdefault(f"{model} {config!r}", {})
+    missing = [index for index in indices if str(index) not in rows]
+    batches = [missing[at : at + BATCH] for at in range(0, len(missing), BATCH)]
     with ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=torch.set_num_threads,
         initargs=(max(1, torch.get_num_threads() // processes),),
     ) as pool:
-        waiting = [pool.submit(find_batch, model, config, batch, keep) for batch in batches]
+        waiting = {pool.submit(find_masks, model, config, batch): batch for batch in batches}
         title = f"{model}, {type(config).__name__.removesuffix('Config')}"
-        found = [one.result() for one in track(waiting, title, console=Console(stderr=True))]
-    forwards, seconds = (np.concatenate([one[name] for one in found]) for name in ("forwards", "seconds"))
-    return torch.cat([one["masks"] for one in found]), float(forwards.mean()), float(seconds.mean())
+        for one in track(as_completed(waiting), title, len(waiting), console=Console(stderr=True)):
+            rows |= dict(zip(map(str, waiting[one]), one.result(), strict=True))
+            SCENES.write_text(json.dumps(known, sort_keys=True) + "\n")  # a run that is stopped goes on from here
+    return [rows[str(index)] for index in indices]
 
 
 def precision(masks: Tensor, scenes: SceneBatch) -> np.ndarray[Any, Any]:
@@ -169,32 +184,31 @@ def together(scenes: SceneBatch, explainee: Explainee, config: INRConfig) -> dic
 
 
 def compared(
-    model: str, indices: range, configs: dict[str, INRConfig | ExtremalConfig], table: Table, **how: Any
+    model: str, indices: range, configs: dict[str, INRConfig | ExtremalConfig], table: Table, processes: int
 ) -> dict[str, Any]:
     """Coordinate networks beside extremal perturbations on all scenes, a row in the table for each."""
-    explainee, scenes = explainee_of(model), SceneSource("test").batch(indices)
-    rows, about = {}, {}
+    known = json.loads(SCENES.read_text()) if SCENES.exists() else {}
+    metric = make_metrics(METRICS)[0]
+    about: dict[str, Any] = {}
+    faithful = []
     for name, config in configs.items():
-        masks, passes, seconds = in_batches(model, config, indices, **how)
-        rows[name] = quality(explainee, scenes, masks)
-        inside = precision(masks, scenes).mean(0)
-        value = estimate(make_metrics(METRICS)[0], rows[name][METRICS[0]])
+        rows = in_batches(model, config, indices, processes, known)
+        column = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        faithful.append(column[METRICS[0]])
+        value = estimate(metric, faithful[-1])
         about[name] = {
             "insertion-deletion": value.value,
             "interval": [value.low, value.high],
-            "on the digit, by area": inside.tolist(),
-            "area error, mean": float((masks.mean((2, 3)) - torch.tensor(AREAS)).abs().mean()),
-            "forwards": passes,
-            "seconds per image": seconds,
+            "on the digit, by area": column["on the digit"].mean(0).tolist(),
+            "area error, mean": float(column["area error"].mean()),
+            "forwards": float(column["forwards"].mean()),
+            "seconds per image": float(column["seconds"].mean()),
         }
-        inside_shown = " ".join(f"{one:.3f}" for one in inside)
-        table.add_row(model, name, f"{value.value:.4f}", inside_shown, f"{passes:.0f}", f"{seconds:.2f}")
-    change = difference(make_metrics(METRICS)[0], *(rows[name][METRICS[0]] for name in rows))
-    return {
-        "scenes": len(scenes.images),
-        **about,
-        "difference": [change.value, change.low, change.high],
-    }
+        numbers = (f"{about[name]['forwards']:.0f}", f"{about[name]['seconds per image']:.2f}")
+        inside = " ".join(f"{one:.3f}" for one in about[name]["on the digit, by area"])
+        table.add_row(model, name, f"{value.value:.4f}", inside, *numbers)
+    change = difference(metric, *faithful)
+    return {"scenes": len(indices), **about, "difference": [change.value, change.low, change.high]}
 
 
 def main() -> None:
@@ -205,7 +219,6 @@ def main() -> None:
     parser.add_argument("--extremal-steps", type=int, default=800)
     parser.add_argument("--baseline", default="blur")
     parser.add_argument("--processes", type=int, default=1, help="side by side, for the comparison's masks")
-    parser.add_argument("--keep", type=Path, help="folder of masks found so far, from which a stopped run goes on")
     parser.add_argument("--only", choices=("quality", "time"), help="quality may be measured beside other work")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
@@ -221,7 +234,7 @@ def main() -> None:
                 "coordinate network": config,
                 "extremal perturbations": extremal,
             }
-            row |= compared(model, indices, both, table, processes=arguments.processes, keep=arguments.keep)
+            row |= compared(model, indices, both, table, arguments.processes)
             row["masks"] = shape_of(SceneSource("test").batch(indices[:BATCH]), explainee_of(model), config)
         if arguments.only != "quality":
             row["together"] = together(SceneSource("test").batch(indices[:BATCH]), explainee_of(model), config)

@@ -18,7 +18,7 @@ from PIL import Image
 import saccade
 
 ROOT = Path(__file__).parent.parent
-PACKAGE_FOLDERS = ("accel", "cli", "evaluate", "export", "methods")
+PACKAGE_FOLDERS = ("accel", "cli", "evaluate", "export", "kernels", "methods")
 
 
 def tracked(*patterns: str) -> list[str]:
