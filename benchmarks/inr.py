@@ -81,7 +81,7 @@ def rows_of(
     areas = (masks.mean((2, 3)) - torch.tensor(AREAS)).abs().mean(1)
     return [
         {
-            METRICS[0]: np.asarray(faithful[place]).tolist(),
+            METRICS[0]: np.asarray(faithful[place], dtype=np.float64).round(6).tolist(),
             "on the digit": inside[place].tolist(),
             "area error": float(areas[place]),
             "forwards": int(forwards[place]),
