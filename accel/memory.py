@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from ..errors import UsageError
 from .engine import Engine
 
-__all__ = ["largest_batch", "peak_mib", "reset_peak"]
+__all__ = ["largest_batch", "peak_mib", "physical_bytes", "reset_peak"]
 
 _PROBE = 8  # images
 _MOST = 64  # images; larger batches make a CPU no faster
@@ -59,6 +61,14 @@ def reset_peak() -> None:
 def peak_mib() -> float | None:
     """Largest resident memory of this process so far, MiB; None where the system does not tell."""
     return _status("VmHWM:")
+
+
+def physical_bytes() -> int | None:
+    """Memory of the machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows has no such function
+        return None
 
 
 def _status(field: str) -> float | None:

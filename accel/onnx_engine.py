@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from ..contracts import Explanation, Floats, MaskQuery, Uint8
 from ..errors import EngineError, OutOfMemory, UsageError
 from .bundle import Bundle
 from .engine import run_in_batches
+from .memory import physical_bytes
 from .onnx_prune import prune_onnx
 
 __all__ = ["OnnxEngine"]
@@ -116,8 +116,8 @@ class OnnxEngine:
     def _check_room(self, feeds: dict[str, Any], masks: int) -> None:
         """Refuse masks that no memory of this machine can hold, before the system ends the process for them."""
         height, width, count = len(feeds["rows"]), len(feeds["columns"]), len(feeds["image"])
-        needed = _COPIES * 4 * count * masks * height * width
-        if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        needed, room = _COPIES * 4 * count * masks * height * width, physical_bytes()
+        if room is not None and needed > room:
             raise OutOfMemory(
                 f"{count * masks} masks of {height}×{width} pixels take {needed / 2**30:.0f} GiB while they are made, "
                 f"more than this machine has; {_smaller(feeds)}"

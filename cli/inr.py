@@ -131,7 +131,7 @@ def _explain(
     advance: Callable[[float], None],
 ) -> list[Answers]:
     """The explanations that answer each question: one for each area, or for each of several masks."""
-    device, several_classes = device_of(explainee.model), len(job.targets) > 1
+    device, several_classes = device_of(explainee.model), len(set(job.targets)) > 1
     pixels = np.stack([question.image.input for question in questions])
     values = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
     target = torch.tensor([question.target for question in questions], device=device)

@@ -68,8 +68,8 @@ def in_double(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def arguments_bytes(arguments: tuple[Any, ...], result: Any) -> int:
     """Bytes of all tensors among arguments and results: what is read and written if each is touched once."""
-    results = result if isinstance(result, (tuple, list)) else (result,)
-    return sum(value.numel() * value.element_size() for value in (*arguments, *results) if isinstance(value, Tensor))
+    held = [value for value in (*arguments, *tensors(result)) if isinstance(value, Tensor)]
+    return sum(value.numel() * value.element_size() for value in held)
 
 
 def tensors(result: Any) -> list[Tensor]:

@@ -102,9 +102,8 @@ def _check(
     layers = shift.shape[1] if shift.ndim == 3 else 0
     areas = area.shape[1] if area.ndim == 3 else 0
     tensors = {"first": first, "shift": shift, "area": area, "weights": weights, "last": last, "offset": offset}
-    images = max(
-        len(value) if value.ndim else 0 for value in (*tensors.values(), *([] if features is None else [features]))
-    )
+    given = [value for value in (*tensors.values(), features) if value is not None and value.ndim]
+    images = max(len(value) for value in given)
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
         "first": ((2 * turns, values), "2F, D"),
         "shift": ((layers, values), "L, D"),

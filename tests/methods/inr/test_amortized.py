@@ -276,6 +276,14 @@ def test_masks_that_no_memory_holds_are_refused_before_they_are_made(
         open_engine(path).run(images[:3], None, MaskQuery(size=(200_000, 100_000)))
 
 
+def test_where_the_system_does_not_tell_its_memory_masks_are_made_all_the_same(
+    exported: tuple[AmortizedExplainer, Path, Uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path, images = exported
+    monkeypatch.delattr("os.sysconf")  # as on Windows
+    assert open_engine(path).run(images[:1], None, MaskQuery(size=(40, 40))).mask.shape == (1, 4, 40, 40)
+
+
 def test_the_graph_takes_any_areas_places_and_classes(exported: tuple[AmortizedExplainer, Path, Uint8]) -> None:
     explainer, path, images = exported
     engine = open_engine(path)
