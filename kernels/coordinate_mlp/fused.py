@@ -94,7 +94,7 @@ def coordinate_mlp_fused(
     """As `coordinate_mlp_reference`; products in the precision of the weights, sums in single."""
     sizes = Sizes.of(first, shift, area, weights, last, offset, features)
     out = torch.empty((sizes.images, sizes.areas, height, width), dtype=dtype, device=first.device)
-    block = 128 if sizes.block_d <= 64 else 64
+    block = 64  # with more, states of 64 values do not fit into registers
     coordinate_mlp_fwd_kernel[(sizes.images, triton.cdiv(height * width, block))](
         frequencies.contiguous(),
         *sizes.tensors,

@@ -1,24 +1,28 @@
 """The derivative of `coordinate_mlp` in Triton: every state is computed again, none is stored.
 
-A program goes over its share of an image's points and adds to sums of its own, so that the result does not depend on
-the order in which programs run; only feature maps, which neighbouring points share, are added to atomically.
+A program goes over its share of an image's points, all areas of each, and keeps sums of its own, those of the matrices
+in registers, so that the result does not depend on the order in which programs run. Where the registers do not hold the
+sums of all layers, several launches share them. One derivative is written, that by the first layer's state, which all
+areas share; what comes before that layer follows from it by products of matrices.
+
+States are values × points here: every warp has values of its own.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .reference import as_wanted, before_the_first_layer
 from .sizes import Sizes
-from .tiles import activate, bottom_of, climb, corner, encode, matrix, product, row, slope_of
+from .tiles import activate, corner, encode, matrix, product, row, slope_of
 
 __all__ = ["coordinate_mlp_backward_fused"]
 
 PROGRAMS = 528  # at most about so many: four for each multiprocessor of a large GPU
+ROOM = 64  # numbers of sums that a thread holds beside all else
 
 
 @triton.jit
@@ -32,14 +36,12 @@ def coordinate_mlp_bwd_kernel(
     p_last,
     p_offset,
     p_features,
-    p_to_frequencies,
-    p_to_first,
+    p_to_bottom,
     p_to_shift,
     p_to_area,
     p_to_weights,
     p_to_last,
     p_to_offset,
-    p_to_features,
     height,
     width,
     images,
@@ -62,6 +64,8 @@ def coordinate_mlp_bwd_kernel(
     SQUASH: tl.constexpr,
     LOCAL: tl.constexpr,
     EXACT: tl.constexpr,
+    LOWEST: tl.constexpr,
+    HIGHEST: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -71,85 +75,97 @@ def coordinate_mlp_bwd_kernel(
     own = part * images + image  # whose sums these are
     points = height * width
     o_value = tl.arange(0, BLOCK_D)
-    o_frequency = tl.arange(0, BLOCK_F)
     p_first += image * s_first_n
     p_shift += image * s_shift_n
     p_weights += image * s_weights_n
     p_features += image * s_features_n
-    p_to_features += image * s_features_n
-    p_to_first += own * 2 * FREQUENCIES * VALUES
+    p_to_bottom += image * points * VALUES
     p_to_shift += own * LAYERS * VALUES
     p_to_weights += own * (LAYERS - 1) * VALUES * VALUES
     b_last = row(p_last + image * s_last_n, VALUES, BLOCK_D)
-    for item in range(part, blocks * areas, tl.num_programs(1)):  # points and area; what areas share is found for each
-        index = item // blocks
-        o_point = (item % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
+    sums = ()  # over points: of the matrices below the layers from HIGHEST to LOWEST
+    for _ in tl.static_range(LOWEST, HIGHEST + 1):
+        sums += (tl.zeros((BLOCK_D, BLOCK_D), tl.float32),)
+    of_bottom = tl.zeros((BLOCK_D, BLOCK_P), tl.float32)
+    share = tl.cdiv(blocks, tl.num_programs(1))
+    for item in range(part * share * areas, tl.minimum(blocks, (part + 1) * share) * areas):  # points, then area
+        index = item % areas
+        o_point = (item // areas) * BLOCK_P + tl.arange(0, BLOCK_P)
         x, y, sine, cosine = encode(p_frequencies, o_point, height, width, FREQUENCIES, BLOCK_F)
-        inside = (o_point < points)[:, None] & (o_value < VALUES)[None, :]
-        bottom = bottom_of(
-            sine, cosine, x, y, p_first, p_shift, p_features, inside, rows, columns, FREQUENCIES, VALUES, LOCAL, EXACT,
-            BLOCK_F, BLOCK_D,
-        )  # fmt: skip
+        inside = (o_value < VALUES)[:, None] & (o_point < points)[None, :]
+        state = _times(p_first, tl.trans(sine), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D, EXACT)
+        p_half = p_first + FREQUENCIES * VALUES
+        state += _times(p_half, tl.trans(cosine), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D, EXACT)
+        if LOCAL:
+            for which in tl.static_range(4):
+                place, weight = corner(x, y, rows, columns, which // 2, which % 2)
+                sampled = tl.load(p_features + place[None, :] * VALUES + o_value[:, None], inside, 0)
+                state += weight[None, :] * sampled.to(tl.float32)
         p_own_area = p_area + image * s_area_n + index * VALUES
-        if AREA_AT == 0:
-            bottom += row(p_own_area, VALUES, BLOCK_D)[None, :]
-        state = climb(bottom, p_weights, p_shift, p_own_area, VALUES, 0, LAYERS - 1, AREA_AT, SMOOTH, EXACT, BLOCK_D)
+        states = ()
+        for layer in tl.static_range(0, LAYERS):
+            if layer > 0:
+                p_matrix = p_weights + (layer - 1) * VALUES * VALUES
+                state = _times(p_matrix, activate(state, SMOOTH), VALUES, VALUES, BLOCK_D, BLOCK_D, EXACT)
+            state += row(p_shift + layer * VALUES, VALUES, BLOCK_D)[:, None]
+            if layer == AREA_AT:
+                state += row(p_own_area, VALUES, BLOCK_D)[:, None]
+            states += (state.to(p_first.dtype.element_ty),)
         hidden = activate(state, SMOOTH)
         at_point = (image * areas + index) * points + o_point
         of_logit = tl.load(p_gradient + at_point, o_point < points, 0).to(tl.float32)
         if SQUASH:
-            logits = tl.sum(hidden * b_last[None, :], 1)
+            logits = tl.sum(hidden * b_last[:, None], 0)
             mask = tl.sigmoid(logits + tl.load(p_offset + image * s_offset_n + index).to(tl.float32))
             of_logit = of_logit * mask * (1 - mask)
-        _add_scalar(p_to_offset + own * areas + index, tl.sum(of_logit, 0))
-        _add_row(p_to_last + own * VALUES, tl.sum(of_logit[:, None] * hidden, 0), VALUES, BLOCK_D)
-        slope = of_logit[:, None] * b_last[None, :] * slope_of(state, SMOOTH)
-        for back in tl.static_range(0, LAYERS):  # the slope is that by the state of this layer
-            of_row = tl.sum(slope, 0)
-            _add_row(p_to_shift + (LAYERS - 1 - back) * VALUES, of_row, VALUES, BLOCK_D)
-            if LAYERS - 1 - back == AREA_AT:
-                _add_row(p_to_area + (own * areas + index) * VALUES, of_row, VALUES, BLOCK_D)
-            if back < LAYERS - 1:
-                below = climb(
-                    bottom, p_weights, p_shift, p_own_area, VALUES, 0, LAYERS - 2 - back, AREA_AT, SMOOTH, EXACT,
+        if HIGHEST == LAYERS - 1:
+            _add_scalar(p_to_offset + own * areas + index, tl.sum(of_logit, 0))
+            _add_row(p_to_last + own * VALUES, tl.sum(of_logit[None, :] * hidden, 1), VALUES, BLOCK_D)
+        slope = b_last[:, None] * of_logit[None, :] * slope_of(state, SMOOTH)
+        added = ()
+        for back in tl.static_range(0, LAYERS - LOWEST):  # the slope is that by the state of this layer
+            below = states[LAYERS - 2 - back].to(tl.float32)
+            if LAYERS - 1 - back <= HIGHEST:
+                _add_shift(
+                    p_to_shift, p_to_area + (own * areas + index) * VALUES, slope, LAYERS - 1 - back, AREA_AT, VALUES,
                     BLOCK_D,
                 )  # fmt: skip
-                at = (LAYERS - 2 - back) * VALUES * VALUES
-                b_weights = matrix(p_weights + at, VALUES, VALUES, BLOCK_D, BLOCK_D)
-                found = _outer(activate(below, SMOOTH), slope, b_weights, EXACT)
-                _add_matrix(p_to_weights + at, found, VALUES, VALUES, BLOCK_D, BLOCK_D)
-                slope = product(slope, tl.trans(b_weights), EXACT) * slope_of(below, SMOOTH)
-        b_sine = matrix(p_first, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        b_cosine = matrix(p_first + FREQUENCIES * VALUES, FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        _add_matrix(p_to_first, _outer(sine, slope, b_sine, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        p_half = p_to_first + FREQUENCIES * VALUES
-        _add_matrix(p_half, _outer(cosine, slope, b_cosine, EXACT), FREQUENCIES, VALUES, BLOCK_F, BLOCK_D)
-        of_turn = -sine * product(slope, tl.trans(b_cosine), EXACT)
-        of_turn += cosine * product(slope, tl.trans(b_sine), EXACT)
-        p_turn = p_to_frequencies + own * 2 * FREQUENCIES + 2 * o_frequency
-        known = o_frequency < FREQUENCIES
-        tl.store(p_turn, tl.load(p_turn, known, 0) + tl.sum(of_turn * x[:, None], 0), known)
-        tl.store(p_turn + 1, tl.load(p_turn + 1, known, 0) + tl.sum(of_turn * y[:, None], 0), known)
-        if LOCAL:
-            for which in tl.static_range(4):
-                place, share = corner(x, y, rows, columns, which // 2, which % 2)
-                at_corner = place[:, None] * VALUES + o_value[None, :]
-                tl.atomic_add(p_to_features + at_corner, share[:, None] * slope, inside, sem="relaxed")
+                of_points = tl.trans(slope).to(p_first.dtype.element_ty)
+                hidden = activate(below, SMOOTH).to(p_first.dtype.element_ty)
+                of_matrix = sums[back - LAYERS + 1 + HIGHEST]
+                added += (tl.dot(hidden, of_points, of_matrix, input_precision="ieee" if EXACT else None),)
+            if (LAYERS - 1 - back > LOWEST) | (LOWEST == 1):
+                p_matrix = p_weights + (LAYERS - 2 - back) * VALUES * VALUES
+                b_weights = matrix(p_matrix, VALUES, VALUES, BLOCK_D, BLOCK_D)
+                slope = product(b_weights, slope.to(b_weights.dtype), EXACT) * slope_of(below, SMOOTH)
+        sums = added
+        if LOWEST == 1:
+            _add_shift(p_to_shift, p_to_area + (own * areas + index) * VALUES, slope, 0, AREA_AT, VALUES, BLOCK_D)
+            of_bottom = tl.where(index == 0, slope, of_bottom + slope)
+            until = tl.where(index == areas - 1, points, 0)
+            p_bottom = p_to_bottom + o_point[None, :] * VALUES + o_value[:, None]
+            tl.store(p_bottom, of_bottom.to(p_to_bottom.dtype.element_ty), inside & (o_point < until)[None, :])
+    for back in tl.static_range(0, HIGHEST - LOWEST + 1):
+        o_row, o_column = o_value[:, None], o_value[None, :]
+        p_sum = p_to_weights + (HIGHEST - 1 - back) * VALUES * VALUES + o_row * VALUES + o_column
+        tl.store(p_sum, sums[back], (o_row < VALUES) & (o_column < VALUES))
 
 
 @triton.jit
-def _outer(left, right, like, EXACT: tl.constexpr):
-    """The sum over points of left × right, in the precision of `like`."""
-    return product(tl.trans(left.to(like.dtype)), right.to(like.dtype), EXACT)
+def _times(p_matrix, right, ROWS, COLUMNS, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, EXACT: tl.constexpr):
+    """The transpose of a matrix in memory times values of points (ROWS, P)."""
+    left = tl.trans(matrix(p_matrix, ROWS, COLUMNS, BLOCK_R, BLOCK_C))
+    return product(left, right.to(left.dtype), EXACT)
 
 
 @triton.jit
-def _add_matrix(p_sum, found, ROWS, COLUMNS, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    o_row, o_column = tl.arange(0, BLOCK_R)[:, None], tl.arange(0, BLOCK_C)[None, :]
-    inside = (o_row < ROWS) & (o_column < COLUMNS)
-    p_place = p_sum + o_row * COLUMNS + o_column
-    tl.store(p_place, tl.load(p_place, inside, 0) + found, inside)
-    tl.debug_barrier()  # the next block's sum is read by whichever threads hold that tile
+def _add_shift(
+    p_to_shift, p_to_own_area, slope, LAYER: tl.constexpr, AREA_AT: tl.constexpr, VALUES, BLOCK_D: tl.constexpr
+):
+    of_row = tl.sum(slope, 1)
+    _add_row(p_to_shift + LAYER * VALUES, of_row, VALUES, BLOCK_D)
+    if LAYER == AREA_AT:
+        _add_row(p_to_own_area, of_row, VALUES, BLOCK_D)
 
 
 @triton.jit
@@ -183,49 +199,54 @@ def coordinate_mlp_backward_fused(
     squash: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `coordinate_mlp_backward_reference`; sums in single precision."""
-    wanted = (frequencies, first, shift, area, weights, last, offset, last if features is None else features)
-    sizes = Sizes.of(*wanted[1:7], features)
-    block = 64 if sizes.block_d <= 64 else 32
+    sizes = Sizes.of(first, shift, area, weights, last, offset, features)
+    block = 16
     blocks = triton.cdiv(height * width, block)
-    parts = max(1, min(blocks * sizes.areas, PROGRAMS // sizes.images))
-
-    def sums(like: Tensor) -> Tensor:
-        return torch.zeros((parts, sizes.images, *like.shape[1:]), dtype=torch.float32, device=like.device)
-
-    of_frequencies = sums(frequencies[None])
-    own = [sums(value) for value in wanted[1:7]]
-    to_features = torch.zeros(wanted[7].shape, dtype=torch.float32, device=first.device)
-    coordinate_mlp_bwd_kernel[(sizes.images, parts)](
-        gradient.contiguous(),
-        frequencies.contiguous(),
-        *sizes.tensors,
-        of_frequencies,
-        *own,
-        to_features,
-        height,
-        width,
-        sizes.images,
-        sizes.areas,
-        *sizes.grid,
-        blocks,
-        *sizes.strides,
-        FREQUENCIES=len(frequencies),
-        VALUES=sizes.values,
-        LAYERS=sizes.layers,
-        AREA_AT=area_at,
-        SMOOTH=smooth,
-        SQUASH=squash,
-        LOCAL=features is not None,
-        EXACT=first.dtype == torch.float32,
-        BLOCK_F=max(16, triton.next_power_of_2(len(frequencies))),
-        BLOCK_D=sizes.block_d,
-        BLOCK_P=block,
-        num_warps=4,
-    )
-    found = [2 * math.pi * of_frequencies.sum((0, 1))]
-    for part, like in zip(own, wanted[1:7], strict=True):
-        by_image = part.sum(0)
-        found.append(by_image.sum(0, keepdim=True) if len(like) == 1 else by_image)
-    found.append(to_features)
-    cast = [value.to(like.dtype) for value, like in zip(found, wanted, strict=True)]
+    parts = max(1, min(blocks, PROGRAMS // sizes.images))
+    of_bottom = first.new_empty((sizes.images, height * width, sizes.values))
+    sums = [
+        torch.zeros((parts, sizes.images, *like.shape[1:]), dtype=torch.float32, device=like.device)
+        for like in (shift, area, weights, last, offset)
+    ]
+    for lowest, highest in _groups(sizes):
+        coordinate_mlp_bwd_kernel[(sizes.images, parts)](
+            gradient.contiguous(),
+            frequencies.contiguous(),
+            *sizes.tensors,
+            of_bottom,
+            *sums,
+            height,
+            width,
+            sizes.images,
+            sizes.areas,
+            *sizes.grid,
+            blocks,
+            *sizes.strides,
+            FREQUENCIES=len(frequencies),
+            VALUES=sizes.values,
+            LAYERS=sizes.layers,
+            AREA_AT=area_at,
+            SMOOTH=smooth,
+            SQUASH=squash,
+            LOCAL=features is not None,
+            EXACT=first.dtype == torch.float32,
+            LOWEST=lowest,
+            HIGHEST=highest,
+            BLOCK_F=max(16, triton.next_power_of_2(len(frequencies))),
+            BLOCK_D=sizes.block_d,
+            BLOCK_P=block,
+            num_warps=max(2, sizes.block_d // 16),
+            num_stages=1,
+        )
+    found = [*before_the_first_layer(of_bottom, frequencies, first, features, (height, width))]
+    wanted = (frequencies, first, shift, area, weights, last, offset, last if features is None else features)
+    found[2:2] = [part.sum(0) for part in sums]
+    cast = [as_wanted(value, like) for value, like in zip(found, wanted, strict=True)]
     return (cast[0], cast[1], cast[2], cast[3], cast[4], cast[5], cast[6], cast[7])
+
+
+def _groups(sizes: Sizes) -> list[tuple[int, int]]:
+    """The lowest and the highest layer of which a launch sums the derivatives: as many as registers have room for."""
+    at_once = max(1, ROOM // (sizes.block_d // 2))
+    lowest = range(1, max(2, sizes.layers), at_once)
+    return [(layer, min(layer + at_once, sizes.layers) - 1) for layer in lowest]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..bilinear import bilinear_shares
 
-__all__ = ["coordinate_mlp_backward_reference", "coordinate_mlp_reference"]
+__all__ = ["as_wanted", "before_the_first_layer", "coordinate_mlp_backward_reference", "coordinate_mlp_reference"]
 
 
 def coordinate_mlp_reference(
@@ -30,7 +30,7 @@ def coordinate_mlp_reference(
     dtype: torch.dtype,
 ) -> Tensor:
     """The masks (N, A, H, W); see `coordinate_mlp`."""
-    states, _, _ = _forward(frequencies, first, shift, area, weights, features, height, width, area_at, smooth)
+    states = _states(frequencies, first, shift, area, weights, features, (height, width), area_at, smooth)
     logits = _activate(states[-1], smooth) @ last[:, None, :, None] + offset[:, :, None, None]
     found = logits.sigmoid() if squash else logits
     return found.to(dtype).reshape(*found.shape[:2], height, width)
@@ -53,9 +53,7 @@ def coordinate_mlp_backward_reference(
     squash: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The derivatives by the first eight arguments of `coordinate_mlp`, from that by the masks."""
-    states, points, turned = _forward(
-        frequencies, first, shift, area, weights, features, height, width, area_at, smooth
-    )
+    states = _states(frequencies, first, shift, area, weights, features, (height, width), area_at, smooth)
     hidden = _activate(states[-1], smooth)
     towards = gradient.to(hidden.dtype).flatten(2)[..., None]  # (N, A, P, 1)
     if squash:
@@ -75,17 +73,9 @@ def coordinate_mlp_backward_reference(
             state = states[layer - 1]
             to_weights.append((_activate(state, smooth).mT @ slope).sum(1))
             slope = (slope @ weights[:, layer - 1, None].mT) * _slope(state, smooth)
-    slope = slope[:, 0]  # (N, P, D)
-    encoded = torch.cat([turned.sin(), turned.cos()], 1).to(slope.dtype)
-    to_first = encoded.mT @ slope
-    to_sine, to_cosine = (slope @ first.mT).to(turned.dtype).chunk(2, 2)
-    to_turned = (to_sine * turned.cos() - to_cosine * turned.sin()).sum(0)
-    to_frequencies = 2 * math.pi * to_turned.mT @ points
-    to_features = torch.zeros_like(last)  # of nothing
-    if features is not None:
-        maps = slope.reshape(len(slope), height, width, -1)
-        down, across = bilinear_shares(features.shape[1:3], (height, width), features)
-        to_features = torch.einsum("ih,nijd,jw->nhwd", down, maps.to(down.dtype), across)
+    to_frequencies, to_first, to_features = before_the_first_layer(
+        slope[:, 0], frequencies, first, features, (height, width)
+    )
     found = [
         to_frequencies,
         to_first,
@@ -97,35 +87,58 @@ def coordinate_mlp_backward_reference(
         to_features,
     ]
     wanted = (frequencies, first, shift, area, weights, last, offset, last if features is None else features)
-    summed = [
-        (value.sum(0, keepdim=True) if len(like) == 1 < len(value) else value).to(like.dtype).contiguous()
-        for value, like in zip(found, wanted, strict=True)
-    ]
-    return (summed[0], summed[1], summed[2], summed[3], summed[4], summed[5], summed[6], summed[7])
+    cast = [as_wanted(value, like) for value, like in zip(found, wanted, strict=True)]
+    return (cast[0], cast[1], cast[2], cast[3], cast[4], cast[5], cast[6], cast[7])
 
 
-def _forward(
+def before_the_first_layer(
+    slope: Tensor, frequencies: Tensor, first: Tensor, features: Tensor | None, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives by the frequencies, the first matrix and the feature maps, of each image, from that by the state
+    above, (N, P, D), which all areas share.
+
+    With s the sine and c the cosine of a turn 2πBp, ∂/∂B = 2π Σ_p (W_s c − W_c s)·slope·p: all sums over points are of
+    slope times one of s, c, cx, cy, sx and sy.
+    """
+    points, turned = _turns(frequencies, size)
+    sine, cosine = turned.sin(), turned.cos()
+    along = [wave * points[:, axis, None] for wave in (cosine, sine) for axis in (0, 1)]
+    sums = torch.cat([sine, cosine, *along], 1).to(slope.dtype).mT @ slope  # (N, 6F, D)
+    to_first, by_place = sums.split([2 * len(frequencies), 4 * len(frequencies)], 1)
+    of_cosine, of_sine = by_place.to(turned.dtype).unflatten(1, (2, 2, -1)).unbind(1)  # (N, 2, F, D)
+    by_sine, by_cosine = first.to(turned.dtype).chunk(2, 1)
+    to_turns = by_sine[:, None] * of_cosine - by_cosine[:, None] * of_sine
+    to_frequencies = 2 * math.pi * to_turns.sum((0, 3)).mT
+    to_features = slope.new_zeros(len(first), slope.shape[2])  # of nothing
+    if features is not None:
+        maps = slope.unflatten(1, size)
+        down, across = bilinear_shares(features.shape[1:3], size, features)
+        to_features = torch.einsum("ih,nijd,jw->nhwd", down, maps.to(down.dtype), across)
+    return to_frequencies, to_first, to_features
+
+
+def as_wanted(found: Tensor, like: Tensor) -> Tensor:
+    """A derivative of each image summed to the shape of what it is by, which all may share, and in its precision."""
+    return (found.sum(0, keepdim=True) if len(like) == 1 < len(found) else found).to(like.dtype).contiguous()
+
+
+def _states(
     frequencies: Tensor,
     first: Tensor,
     shift: Tensor,
     area: Tensor,
     weights: Tensor,
     features: Tensor | None,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     area_at: int,
     smooth: bool,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The state of every layer before its activation (N, 1 or A, P, D), the points (P, 2), and what they turn to."""
-    frequencies = frequencies.to(torch.promote_types(frequencies.dtype, torch.float32))
-    y = (2 * torch.arange(height, device=first.device, dtype=frequencies.dtype) + 1) / height - 1
-    x = (2 * torch.arange(width, device=first.device, dtype=frequencies.dtype) + 1) / width - 1
-    points = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], 2).flatten(0, 1)
-    turned = 2 * math.pi * points @ frequencies.mT
+) -> list[Tensor]:
+    """The state of every layer before its activation, (N, 1 or A, P, D)."""
+    turned = _turns(frequencies, size)[1]
     encoded = torch.cat([turned.sin(), turned.cos()], 1).to(first.dtype)
     state = (encoded @ first + shift[:, :1])[:, None]  # (N, 1, P, D)
     if features is not None:
-        down, across = bilinear_shares(features.shape[1:3], (height, width), features)
+        down, across = bilinear_shares(features.shape[1:3], size, features)
         sampled = torch.einsum("ih,nhwd,jw->nijd", down, features.to(down.dtype), across)
         state = state + sampled.flatten(1, 2)[:, None].to(state.dtype)
     states = []
@@ -135,7 +148,17 @@ def _forward(
         if layer == area_at:
             state = state + area[:, :, None]
         states.append(state)
-    return states, points, turned
+    return states
+
+
+def _turns(frequencies: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The centres of the cells of a grid, (P, 2), and what each frequency turns there, in radians, (P, F)."""
+    precise = frequencies.to(torch.promote_types(frequencies.dtype, torch.float32))
+    height, width = size
+    y = (2 * torch.arange(height, device=precise.device, dtype=precise.dtype) + 1) / height - 1
+    x = (2 * torch.arange(width, device=precise.device, dtype=precise.dtype) + 1) / width - 1
+    points = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], 2).flatten(0, 1)
+    return points, 2 * math.pi * points @ precise.mT
 
 
 def _activate(state: Tensor, smooth: bool) -> Tensor:

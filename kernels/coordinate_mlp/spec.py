@@ -65,6 +65,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> list[Sample]:
         case("local-trunk-12x13", (12, 13), grid=(3, 5), area_at=1, layers=2, own=False, smooth=False),
         case("width-40-deep-9x11", (9, 11), values=40, frequencies=10, layers=5, area_at=2, areas=1),
         case("one-layer-logits-8x8", (8, 8), layers=1, frequencies=20, images=1, squash=False, grid=(1, 1)),
+        case("width-64-5x7", (5, 7), values=64, frequencies=32, layers=4, images=1, grid=(2, 2)),
         case("width-128-7x9", (7, 9), values=128, layers=2, images=1),
         _strided(case("strided-features-9x10", (9, 10), grid=(4, 3), own=False, areas=1)),
     ]

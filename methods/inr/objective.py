@@ -32,14 +32,20 @@ def area_loss(masks: Tensor, reference: Tensor) -> Tensor:
     return (masks.sort(dim=2).values - reference).square().mean(2)
 
 
-def evidence_loss(kept: Tensor | None, removed: Tensor | None, target: Tensor, objective: Objective) -> Tensor:
+def evidence_loss(
+    kept: Tensor | None, removed: Tensor | None, target: Tensor, objective: Objective, *, odds: bool = False
+) -> Tensor:
     """−log p of the class where only what a mask keeps is shown; −log(1 − p) where all else is; or half their sum.
+
+    With odds −log p/(1 − p) and its opposite: the same while the class is far from what is asked, but a mask that is
+    enough is still told which pixels matter, where −log p no longer changes.
 
     Args:
         kept: logits (M, K) of what is kept; None for the objective ``"delete"``.
         removed: logits of the rest; None for ``"preserve"``.
         target: int64 (M,).
         objective: which.
+        odds: log odds in place of log probabilities.
 
     Returns:
         (M,).
@@ -47,9 +53,17 @@ def evidence_loss(kept: Tensor | None, removed: Tensor | None, target: Tensor, o
     terms = []
     if objective != "delete":
         assert kept is not None, "the objective is about what is kept"
-        terms.append(-kept.log_softmax(1).gather(1, target[:, None])[:, 0])
+        own, others, every = _logits_of(kept, target)
+        terms.append((others if odds else every) - own)
     if objective != "preserve":
         assert removed is not None, "the objective is about what is removed"
-        others = removed.scatter(1, target[:, None], -torch.inf)
-        terms.append(removed.logsumexp(1) - others.logsumexp(1))
+        own, others, every = _logits_of(removed, target)
+        terms.append((own if odds else every) - others)
     return torch.stack(terms).mean(0)
+
+
+def _logits_of(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the class, of all other ones together, of every class together, (M,)."""
+    own = logits.gather(1, target[:, None])[:, 0]
+    others = logits.scatter(1, target[:, None], -torch.inf).logsumexp(1)
+    return own, others, logits.logsumexp(1)

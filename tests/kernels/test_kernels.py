@@ -157,14 +157,7 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(
         assert row["matrix_units"] == spec.name.startswith("coordinate_mlp"), row
 
 
-SPILLING = pytest.mark.xfail(strict=True, reason="with wide layers the sums of the weights' derivatives need more")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "spec",
-    [pytest.param(spec, marks=[SPILLING] if spec.name == "coordinate_mlp_backward" else []) for spec in KERNELS],
-    ids=lambda spec: spec.name,
-)
+@pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
 def test_registers_are_enough(spec: KernelSpec, compilations: Callable[[str], list[dict[str, Any]]]) -> None:
     assert [row for row in compilations(spec.name) if row["spilled"]] == []
