@@ -83,8 +83,8 @@ def fit_masks(
 
     The evidence is counted in log odds: a mask with which the class is nearly certain still learns which of its pixels
     matter. The published area penalty remains as what makes masks binary; that a mask has its area is no longer asked
-    for but built in, see `masks_of_area`. Every mask begins with half of the image and narrows to its own area: a small one
-    sees no evidence where it happens to begin, and would stay there.
+    for but built in, see `masks_of_area`. Every mask begins with half of the image and narrows to its own area: a small
+    one sees no evidence where it happens to begin, and would stay there.
 
     Args:
         explainee: the classifier; left as found.

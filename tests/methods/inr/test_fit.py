@@ -112,7 +112,7 @@ def test_a_mask_lies_on_the_evidence_and_has_its_area(squares: Explainee, pixels
 
 
 def test_an_image_gets_alone_what_it_gets_in_a_batch(squares: Explainee, pixels: Tensor) -> None:
-    config = INRConfig(areas=(0.1, 0.2), **QUICK | {"steps": 150, "patience": 6})
+    config = INRConfig(areas=(0.1, 0.2), **QUICK | {"steps": 150, "patience": 3})
     together = fit_masks(squares, pixels, config)
     for index in range(3):
         alone = fit_masks(squares, pixels[index : index + 1], config)
