@@ -54,6 +54,22 @@ def test_evidence_is_the_probability_kept_or_the_one_that_goes() -> None:
     torch.testing.assert_close(evidence_loss(kept, removed, target, "dual"), (stays + goes) / 2)
 
 
+def test_log_odds_in_place_of_probabilities() -> None:
+    kept = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = torch.tensor([0, 4, 2, 2])
+    own = torch.stack([F.softmax(row, 0)[label] for row, label in zip(kept, target, strict=True)])
+    odds = (own / (1 - own)).log()
+    torch.testing.assert_close(evidence_loss(kept, None, target, "preserve", odds=True), -odds)
+    torch.testing.assert_close(evidence_loss(None, kept, target, "delete", odds=True), odds)
+
+
+def test_a_class_that_is_certain_still_gains_by_odds() -> None:
+    kept = torch.tensor([[60.0, 0.0, 0.0]], requires_grad=True)
+    evidence_loss(kept, None, torch.tensor([0]), "preserve", odds=True).sum().backward()
+    assert kept.grad is not None
+    assert kept.grad[0].tolist() == pytest.approx([-1, 0.5, 0.5])
+
+
 def test_a_class_that_is_certain_still_has_a_finite_deletion_loss() -> None:
     removed = torch.tensor([[80.0, 0.0, 0.0]], requires_grad=True)
     loss = evidence_loss(None, removed, torch.tensor([0]), "delete").sum()
