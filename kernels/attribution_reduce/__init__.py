@@ -35,17 +35,18 @@ def attribution_reduce(gradients: Tensor, values: Tensor, weights: Tensor, rule:
     """
     if rule not in RULES:
         raise UsageError(f"there is no rule '{rule}'; there are: {', '.join(RULES)}")
-    if weights.ndim != 1 or not len(weights) or not weights.is_floating_point():
+    if weights.ndim != 1 or not weights.numel() or not weights.is_floating_point():
         raise UsageError(f"weights are floating point (S,), not {about(weights)}")
-    steps = len(weights)
-    if gradients.ndim < 3 or not gradients.numel() or not gradients.is_floating_point() or len(gradients) % steps:
+    steps = weights.shape[0]
+    if gradients.ndim < 3 or not gradients.numel() or not gradients.is_floating_point() or gradients.shape[0] % steps:
         raise UsageError(
             f"gradients are floating point (S·N, C, …) with S = {steps} as the weights say, not {about(gradients)}"
         )
-    fits = values.shape[1:] == gradients.shape[1:] and len(values) in (len(gradients), len(gradients) // steps)
+    images = gradients.shape[0] // steps
+    fits = values.shape[1:] == gradients.shape[1:] and values.shape[0] in (gradients.shape[0], images)
     if not fits or not values.is_floating_point():
         raise UsageError(
-            f"values are floating point {tuple(gradients.shape)} as the gradients, or {len(gradients) // steps} "
+            f"values are floating point {tuple(gradients.shape)} as the gradients, or {images} "
             f"of them for all steps, not {about(values)}"
         )
     require_device(gradients, "gradients", values=values, weights=weights)

@@ -14,8 +14,8 @@ def attribution_reduce_reference(gradients: Tensor, values: Tensor, weights: Ten
     """Σ_s w_s Σ_c f(g, v), in single precision at least, (N, …); see `attribution_reduce`."""
     precision = torch.promote_types(gradients.dtype, torch.float32)
     weights = weights.to(precision)
-    apart = gradients.to(precision).reshape(len(weights), -1, *gradients.shape[1:])  # (S, N, C, …)
-    by_step = len(values) == len(gradients)
+    apart = gradients.to(precision).reshape(weights.shape[0], -1, *gradients.shape[1:])  # (S, N, C, …)
+    by_step = values.shape[0] == gradients.shape[0]
     value = values.to(precision).reshape(apart.shape if by_step else (1, *values.shape))
     if rule == "positive gradient":
         apart = apart.relu()

@@ -19,8 +19,22 @@ Activation = Literal["silu", "relu"]
 _WIDEST, _MOST_FREQUENCIES = 128, 64  # that a program's tiles hold
 
 
-def _fits(frequencies: Tensor, first: Tensor, *others: object) -> bool:
-    return first.shape[2] <= _WIDEST and len(frequencies) <= _MOST_FREQUENCIES
+def _fits(
+    frequencies: Tensor,
+    first: Tensor,
+    shift: Tensor,
+    area: Tensor,
+    weights: Tensor,
+    last: Tensor,
+    offset: Tensor,
+    features: Tensor | None,
+    height: int,
+    width: int,
+    *settings: object,
+) -> bool:
+    values = first.shape[2]
+    addressed = height * width * values < 2**31  # of one image
+    return values <= _WIDEST and len(frequencies) <= _MOST_FREQUENCIES and addressed
 
 
 _forward = kernel_op("coordinate_mlp", coordinate_mlp_reference, _fits)

@@ -35,7 +35,7 @@ def integration_path(
     Args:
         end: u, (N, C, …); or uint8 images (N, H, W, 3).
         points: a, (S,).
-        baseline: r, of the shape of u or one that broadcasts to it, all places or one; None for zeros.
+        baseline: r, of the shape of u or one that broadcasts to it; None for zeros.
         mean: subtracted, of three channels; empty for none.
         std: divided by.
         dtype: of the result; that of `end` by default, of bytes float32.
@@ -53,20 +53,25 @@ def integration_path(
     if bytes_in and (end.ndim != 4 or end.shape[3] != 3):
         raise UsageError(f"an end of bytes is (N, H, W, 3), not {about(end)}")
     shape = end.movedim(-1, 1).shape if bytes_in else end.shape
-    if points.ndim != 1 or not len(points) or not points.is_floating_point():
+    if points.ndim != 1 or not points.numel() or not points.is_floating_point():
         raise UsageError(f"points are floating point (S,), not {about(points)}")
     wanted = dtype or (torch.float32 if bytes_in else end.dtype)
-    if baseline is None:
-        baseline = torch.zeros([1] * len(shape), dtype=wanted, device=end.device)
+    require_device(end, "end", points=points)
+    if baseline is not None:
+        baseline = _checked_baseline(baseline, end, shape)
+    if len(mean) != len(std) or len(mean) not in (0, 3) or (mean and shape[1] != 3) or not all(std):
+        raise UsageError(f"mean and std are three numbers for three channels, or none, not {mean} and {std}")
+    result: Tensor = _forward(end.detach(), baseline, points.detach(), mean, std, wanted)
+    return result
+
+
+def _checked_baseline(baseline: Tensor, end: Tensor, shape: torch.Size) -> Tensor:
     fits = baseline.ndim == len(shape) and all(
         own in (1, size) for own, size in zip(baseline.shape, shape, strict=True)
     )
     if not fits or not baseline.is_floating_point():
         raise UsageError(f"baseline is floating point and broadcasts to {tuple(shape)}, not {about(baseline)}")
-    require_device(end, "end", points=points, baseline=baseline)
-    if len(mean) != len(std) or len(mean) not in (0, 3) or (mean and shape[1] != 3) or not all(std):
-        raise UsageError(f"mean and std are three numbers for three channels, or none, not {mean} and {std}")
+    require_device(end, "end", baseline=baseline)
     if baseline.shape[2:].numel() > 1:
         baseline = baseline.expand(-1, -1, *shape[2:])
-    result: Tensor = _forward(end.detach(), baseline.detach(), points.detach(), mean, std, wanted)
-    return result
+    return baseline.detach()

@@ -70,7 +70,12 @@ def integration_path_fwd_kernel(
 
 
 def integration_path_fused(
-    end: Tensor, baseline: Tensor, points: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+    end: Tensor,
+    baseline: Tensor | None,
+    points: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
 ) -> Tensor:
     """As `integration_path_reference`; single precision inside."""
     from_bytes = end.dtype == torch.uint8
@@ -78,6 +83,8 @@ def integration_path_fused(
     shape = end.movedim(-1, 1).shape if from_bytes else end.shape
     channels, places = shape[1], shape[2:].numel()
     layout = path_layout(end)
+    if baseline is None:
+        baseline = torch.zeros([1] * len(shape), device=end.device)
     out = torch.empty((steps * count, *shape[1:]), dtype=dtype, device=end.device, memory_format=layout)
     until, start = addressed(end, count, places), addressed(baseline, count, places)
     integration_path_fwd_kernel[(count, triton.cdiv(channels * places, BLOCK))](

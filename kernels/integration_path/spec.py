@@ -34,7 +34,7 @@ def _case(
 
     end = random(*shape)
     start = {
-        "zero": torch.zeros([1] * len(shape), device=device),
+        "zero": None,
         "of channels": random(*shape[:2], *[1] * (len(shape) - 2)),
         "whole": random(*shape),
     }[baseline]
@@ -44,7 +44,7 @@ def _case(
         return Sample(name, (bytes_last, start, points, _MEAN, _STD, dtype))
     if channels_last:
         end = end.contiguous(memory_format=torch.channels_last)
-    return Sample(name, (end.to(dtype), start.to(dtype), points, (), (), dtype))
+    return Sample(name, (end.to(dtype), None if start is None else start.to(dtype), points, (), (), dtype))
 
 
 def _strided(sample: Sample) -> Sample:
