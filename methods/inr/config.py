@@ -25,6 +25,8 @@ class INRConfig:
         areas: fractions of the image that a mask keeps, in (0, 1); all of them are optimised together.
         objective: ``"preserve"``, what the mask keeps must be enough; ``"delete"``, without it the class must go;
             ``"dual"``, both.
+        odds: count evidence in log odds in place of log probabilities: a mask with which the class is nearly certain
+            still learns which of its pixels matter.
         baselines: what replaces a removed pixel, names or colours, see `make_baseline`. Several are taken in turn, step
             by step, and what a mask keeps counts as little as it says with any: the outline of a mask that a classifier
             reads as a shape stands out from one of them only.
@@ -44,6 +46,7 @@ class INRConfig:
 
     areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
     objective: Objective = "preserve"
+    odds: bool = True
     baselines: tuple[str, ...] = ("blur",)
     steps: int = 300
     learning_rate: float = 3e-3

@@ -81,8 +81,7 @@ def fit_masks(
 ) -> Fitted:
     """Optimise a mask of each area for each image (Byra & Skibbe 2025, after Fong et al. 2019).
 
-    The evidence is counted in log odds: a mask with which the class is nearly certain still learns which of its pixels
-    matter. The published area penalty remains as what makes masks binary; that a mask has its area is no longer asked
+    The published area penalty remains as what makes masks binary; that a mask has its area is no longer asked
     for but built in, see `masks_of_area`. Every mask begins with half of the image and narrows to its own area: a small
     one sees no evidence where it happens to begin, and would stay there.
 
@@ -218,7 +217,7 @@ class _Run:
             image = images[flat // areas]
             mask = self.enlarge(leaf.flatten(0, 1)[flat].reshape(-1, 1, *self.grid))
             kept, removed = self._answers(mask, image)
-            loss = evidence_loss(kept, removed, self.target[image], self.config.objective, odds=True)
+            loss = evidence_loss(kept, removed, self.target[image], self.config.objective, odds=self.config.odds)
             (loss.sum() / areas).backward()  # type: ignore[no-untyped-call]
             found.append(loss.detach())
         return torch.cat(found).reshape(-1, areas)

@@ -53,17 +53,18 @@ def evidence_loss(
     terms = []
     if objective != "delete":
         assert kept is not None, "the objective is about what is kept"
-        own, others, every = _logits_of(kept, target)
-        terms.append((others if odds else every) - own)
+        if odds:
+            own = kept.gather(1, target[:, None])[:, 0]
+            terms.append(_of_others(kept, target) - own)
+        else:
+            terms.append(-kept.log_softmax(1).gather(1, target[:, None])[:, 0])
     if objective != "preserve":
         assert removed is not None, "the objective is about what is removed"
-        own, others, every = _logits_of(removed, target)
-        terms.append((own if odds else every) - others)
+        still = removed.gather(1, target[:, None])[:, 0] if odds else removed.logsumexp(1)
+        terms.append(still - _of_others(removed, target))
     return torch.stack(terms).mean(0)
 
 
-def _logits_of(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the class, of all other ones together, of every class together, (M,)."""
-    own = logits.gather(1, target[:, None])[:, 0]
-    others = logits.scatter(1, target[:, None], -torch.inf).logsumexp(1)
-    return own, others, logits.logsumexp(1)
+def _of_others(logits: Tensor, target: Tensor) -> Tensor:
+    """The logit of all other classes together, (M,)."""
+    return logits.scatter(1, target[:, None], -torch.inf).logsumexp(1)

@@ -101,7 +101,8 @@ def several_masks(
         explainee: the classifier; left as found.
         pixels: (N, 3, H, W) in [0, 1].
         several: number, area and when to stop.
-        config: of each optimisation; its areas are not used.
+        config: of each optimisation; its areas are not used, and evidence counts in log probabilities: those of the
+            leading mask rest when it is enough, and leave the network to the smaller one.
         target: int64 (N,), negative for the predicted class.
         on_step: told the mask, from 0, and its number of updates, which starts again with every try.
 
@@ -149,7 +150,7 @@ def several_masks(
             fitted = fit_masks(
                 explainee,
                 pixels[which],
-                replace(config, areas=areas, seed=config.seed + attempt),
+                replace(config, areas=areas, odds=False, seed=config.seed + attempt),  # or the leading mask never rests
                 target=chosen[which],
                 free=free[which],
                 on_step=lambda step, _, place=place: on_step(place, step),  # type: ignore[misc]
