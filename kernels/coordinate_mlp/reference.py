@@ -104,14 +104,14 @@ def before_the_first_layer(
     sine, cosine = turned.sin(), turned.cos()
     along = [wave * points[:, axis, None] for wave in (cosine, sine) for axis in (0, 1)]
     sums = torch.cat([sine, cosine, *along], 1).to(slope.dtype).mT @ slope  # (N, 6F, D)
-    to_first, by_place = sums.split([2 * len(frequencies), 4 * len(frequencies)], 1)
-    of_cosine, of_sine = by_place.to(turned.dtype).unflatten(1, (2, 2, -1)).unbind(1)  # (N, 2, F, D)
+    to_first, by_place = sums[:, : 2 * len(frequencies)], sums[:, 2 * len(frequencies) :].to(turned.dtype)
+    of_cosine, of_sine = by_place.reshape(len(sums), 2, 2, len(frequencies), -1).unbind(1)  # (N, 2, F, D)
     by_sine, by_cosine = first.to(turned.dtype).chunk(2, 1)
     to_turns = by_sine[:, None] * of_cosine - by_cosine[:, None] * of_sine
     to_frequencies = 2 * math.pi * to_turns.sum((0, 3)).mT
     to_features = slope.new_zeros(len(first), slope.shape[2])  # of nothing
     if features is not None:
-        maps = slope.unflatten(1, size)
+        maps = slope.reshape(len(slope), *size, -1)
         down, across = bilinear_shares(features.shape[1:3], size, features)
         to_features = torch.einsum("ih,nijd,jw->nhwd", down, maps.to(down.dtype), across)
     return to_frequencies, to_first, to_features
