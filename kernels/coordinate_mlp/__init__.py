@@ -19,19 +19,8 @@ Activation = Literal["silu", "relu"]
 _WIDEST, _MOST_FREQUENCIES = 128, 64  # that a program's tiles hold
 
 
-def _fits(
-    frequencies: Tensor,
-    first: Tensor,
-    shift: Tensor,
-    area: Tensor,
-    weights: Tensor,
-    last: Tensor,
-    offset: Tensor,
-    features: Tensor | None,
-    height: int,
-    width: int,
-    *settings: object,
-) -> bool:
+def _fits(frequencies: Tensor, first: Tensor, *others: Any) -> bool:
+    height, width = others[6:8]
     values = first.shape[2]
     addressed = height * width * values < 2**31  # of one image
     return values <= _WIDEST and len(frequencies) <= _MOST_FREQUENCIES and addressed

@@ -62,11 +62,11 @@ def coordinate_mlp_fwd_kernel(
         sine, cosine, x, y, p_first, p_shift, p_features, inside, rows, columns, FREQUENCIES, VALUES, LOCAL, EXACT,
         BLOCK_F, BLOCK_D,
     )  # fmt: skip
-    state = climb(state, p_weights, p_shift, p_area, VALUES, 0, AREA_AT, -1, SMOOTH, EXACT, BLOCK_D)
+    state = climb(state, p_weights, p_shift, VALUES, 0, AREA_AT, SMOOTH, EXACT, BLOCK_D)
     b_last = row(p_last + image * s_last_n, VALUES, BLOCK_D)
     for index in range(areas):
         upper = state + row(p_area + image * s_area_n + index * VALUES, VALUES, BLOCK_D)[None, :]
-        upper = climb(upper, p_weights, p_shift, p_area, VALUES, AREA_AT, LAYERS - 1, -1, SMOOTH, EXACT, BLOCK_D)
+        upper = climb(upper, p_weights, p_shift, VALUES, AREA_AT, LAYERS - 1, SMOOTH, EXACT, BLOCK_D)
         found = tl.sum(activate(upper, SMOOTH) * b_last[None, :], 1)
         found += tl.load(p_offset + image * s_offset_n + index).to(tl.float32)
         if SQUASH:
@@ -104,16 +104,7 @@ def coordinate_mlp_fused(
         sizes.areas,
         *sizes.grid,
         *sizes.strides,
-        FREQUENCIES=len(frequencies),
-        VALUES=sizes.values,
-        LAYERS=sizes.layers,
-        AREA_AT=area_at,
-        SMOOTH=smooth,
-        SQUASH=squash,
-        LOCAL=features is not None,
-        EXACT=first.dtype == torch.float32,
-        BLOCK_F=max(16, triton.next_power_of_2(len(frequencies))),
-        BLOCK_D=sizes.block_d,
+        **sizes.constants(frequencies, area_at, smooth, squash),
         BLOCK_P=block,
         num_warps=4 if sizes.block_d <= 64 else 8,
         num_stages=3 if sizes.block_d <= 64 else 1,  # two copies of every matrix would fill the shared memory

@@ -25,6 +25,7 @@ from .tiles import activate, corner, encode, matrix, product, row, slope_of
 __all__ = ["coordinate_mlp_backward_fused"]
 
 PROGRAMS = 528  # at most about so many: four for each multiprocessor of a large GPU
+BLOCK_P = 16  # points of a step; states of more leave the sums no registers
 ROOM = 64  # numbers of sums that a thread holds beside all else
 
 
@@ -176,7 +177,7 @@ def _add_row(p_sum, found, SIZE, BLOCK: tl.constexpr):
     o_value = tl.arange(0, BLOCK)
     inside = o_value < SIZE
     tl.store(p_sum + o_value, tl.load(p_sum + o_value, inside, 0) + found, inside)
-    tl.debug_barrier()
+    tl.debug_barrier()  # what is added next may be read by other threads
 
 
 @triton.jit
@@ -203,8 +204,7 @@ def coordinate_mlp_backward_fused(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `coordinate_mlp_backward_reference`; sums in single precision."""
     sizes = Sizes.of(first, shift, area, weights, last, offset, features)
-    block = 16
-    blocks = triton.cdiv(height * width, block)
+    blocks = triton.cdiv(height * width, BLOCK_P)
     parts = max(1, min(blocks, PROGRAMS // sizes.images))
     of_bottom = first.new_empty((sizes.images, height * width, sizes.values))
     sums = [
@@ -225,19 +225,10 @@ def coordinate_mlp_backward_fused(
             *sizes.grid,
             blocks,
             *sizes.strides,
-            FREQUENCIES=len(frequencies),
-            VALUES=sizes.values,
-            LAYERS=sizes.layers,
-            AREA_AT=area_at,
-            SMOOTH=smooth,
-            SQUASH=squash,
-            LOCAL=features is not None,
-            EXACT=first.dtype == torch.float32,
+            **sizes.constants(frequencies, area_at, smooth, squash),
             LOWEST=lowest,
             HIGHEST=highest,
-            BLOCK_F=max(16, triton.next_power_of_2(len(frequencies))),
-            BLOCK_D=sizes.block_d,
-            BLOCK_P=block,
+            BLOCK_P=BLOCK_P,
             num_warps=max(2, sizes.block_d // 16),
             num_stages=1,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = ["Sizes"]
@@ -18,7 +19,8 @@ class Sizes(NamedTuple):
         layers: L, hidden ones.
         values: D, of a layer.
         block_d: the same up to a power of two.
-        grid: (h, w) of the feature maps; (1, 1) without.
+        local: there are feature maps.
+        grid: (h, w) of them; (1, 1) without.
         tensors: the arguments from `first` to `features`, contiguous.
         strides: of each from one image to the next; 0 where all images have the same.
     """
@@ -28,6 +30,7 @@ class Sizes(NamedTuple):
     layers: int
     values: int
     block_d: int
+    local: bool
     grid: tuple[int, int]
     tensors: tuple[Tensor, ...]
     strides: tuple[int, ...]
@@ -47,8 +50,29 @@ class Sizes(NamedTuple):
             areas=area.shape[1],
             layers=shift.shape[1],
             values=values,
-            block_d=max(16, 1 << (values - 1).bit_length()),
+            block_d=max(16, _power_of_two(values)),
+            local=features is not None,
             grid=(1, 1) if features is None else (features.shape[1], features.shape[2]),
             tensors=whole,
             strides=tuple(value.stride(0) if len(value) > 1 else 0 for value in whole),
         )
+
+    def constants(self, frequencies: Tensor, area_at: int, smooth: bool, squash: bool) -> dict[str, Any]:
+        """What a call's kernels are compiled for."""
+        return {
+            "FREQUENCIES": len(frequencies),
+            "VALUES": self.values,
+            "LAYERS": self.layers,
+            "AREA_AT": area_at,
+            "SMOOTH": smooth,
+            "SQUASH": squash,
+            "LOCAL": self.local,
+            "EXACT": self.tensors[0].dtype == torch.float32,
+            "BLOCK_F": max(16, _power_of_two(len(frequencies))),
+            "BLOCK_D": self.block_d,
+        }
+
+
+def _power_of_two(least: int) -> int:
+    """The smallest one that is not less."""
+    return int(1 << (least - 1).bit_length())

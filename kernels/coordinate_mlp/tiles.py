@@ -109,14 +109,12 @@ def bottom_of(
 
 @triton.jit
 def climb(
-    state, p_weights, p_shift, p_own_area, VALUES, FROM: tl.constexpr, TO: tl.constexpr, AREA_AT: tl.constexpr,
-    SMOOTH: tl.constexpr, EXACT: tl.constexpr, BLOCK_D: tl.constexpr,
+    state, p_weights, p_shift, VALUES, FROM: tl.constexpr, TO: tl.constexpr, SMOOTH: tl.constexpr, EXACT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """From the state of one layer to that of another one, adding what is added for an area on the way."""
+    """From the state of one layer to that of another one, without what is added for an area."""
     for layer in tl.static_range(FROM, TO):
         b_weights = matrix(p_weights + layer * VALUES * VALUES, VALUES, VALUES, BLOCK_D, BLOCK_D)
         state = product(activate(state, SMOOTH), b_weights, EXACT)
         state += row(p_shift + (layer + 1) * VALUES, VALUES, BLOCK_D)[None, :]
-        if layer + 1 == AREA_AT:
-            state += row(p_own_area, VALUES, BLOCK_D)[None, :]
     return state

@@ -81,9 +81,9 @@ def fit_masks(
 ) -> Fitted:
     """Optimise a mask of each area for each image (Byra & Skibbe 2025, after Fong et al. 2019).
 
-    The published area penalty remains as what makes masks binary; that a mask has its area is no longer asked
-    for but built in, see `masks_of_area`. Every mask begins with half of the image and narrows to its own area: a small
-    one sees no evidence where it happens to begin, and would stay there.
+    The published area penalty remains as what makes masks binary; that a mask has its area is no longer asked for but
+    built in, see `masks_of_area`. Every mask begins with half of the image and narrows to its own area: a small one
+    sees no evidence where it happens to begin, and would stay there.
 
     Args:
         explainee: the classifier; left as found.

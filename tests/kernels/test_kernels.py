@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from saccade.kernels.registry import KERNELS
+from saccade.kernels.registry import KERNELS, decompositions
 from saccade.kernels.spec import KernelSpec, Sample, inaccuracy, tensors
 
 CPU = torch.device("cpu")
@@ -107,11 +108,27 @@ def test_a_compiled_graph_holds_the_operator_and_gives_the_same(spec: KernelSpec
     assert any(f"saccade.{spec.name}" in target for target in seen)
 
 
+@pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
+def test_a_traced_graph_may_hold_what_an_operator_is_made_of(spec: KernelSpec) -> None:
+    operator: Callable[..., Any] = getattr(torch.ops.saccade, spec.name)
+    for sample in spec.samples(torch.float32, CPU)[:2]:
+        given = [value for value in sample.arguments if isinstance(value, Tensor)]
+
+        def run(*values: Tensor, sample: Sample = sample) -> Any:
+            left = iter(values)
+            return operator(*(next(left) if isinstance(value, Tensor) else value for value in sample.arguments))
+
+        graph = make_fx(run, decomposition_table=decompositions())(*given)
+        assert not any("saccade" in str(node.target) for node in graph.graph.nodes)
+        for found, expected in zip(filled(graph(*given)), filled(spec.reference(*sample.arguments)), strict=True):
+            assert torch.equal(found, expected)
+
+
 COMPILATION = """
 import json, multiprocessing, sys, torch
 from dataclasses import asdict
 from saccade.kernels.ahead_of_time import ARCHITECTURES, compile_launch, launches
-from saccade.kernels.registry import KERNELS
+from saccade.kernels.registry import KERNELS, decompositions
 
 spec = next(spec for spec in KERNELS if spec.name == sys.argv[1])
 found = launches(spec, [torch.bfloat16])
