@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 
 from ..errors import ModelError
+from ..kernels.registry import decompositions
 
 __all__ = ["forward_forms"]
 
@@ -49,8 +50,8 @@ _BACKWARD = (  # operators for which PyTorch has a decomposition into forward on
 
 
 def forward_forms() -> dict[Any, Callable[..., Any]]:
-    """Of every backward operator that has one; a decomposition table for `make_fx`."""
-    table: dict[Any, Callable[..., Any]] = dict(get_decompositions(_BACKWARD))
+    """Of every backward operator that has one, and of our own operators; a decomposition table for `make_fx`."""
+    table: dict[Any, Callable[..., Any]] = {**get_decompositions(_BACKWARD), **decompositions()}
     table[aten.threshold_backward.default] = _threshold_backward
     table[aten.hardtanh_backward.default] = _hardtanh_backward
     table[aten.convolution_backward.default] = _convolution_backward

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ..contracts import ImageSpec
 from ..errors import ModelError, require, suggest
+from ..kernels.mask_blend import Branches
 from .batch_norm import right_batch_norm_gradients
+from .perturb import perturb
 from .sources import SOURCES, Built, LogitsOnly
 
 __all__ = ["Explainee", "guest", "load_explainee", "load_weights"]
@@ -52,6 +54,18 @@ class Explainee:
         mean = images.new_tensor(self.image_spec.mean).view(1, 3, 1, 1)
         std = images.new_tensor(self.image_spec.std).view(1, 3, 1, 1)
         return (images - mean) / std
+
+    def perturbed(
+        self,
+        images: Tensor,
+        masks: Tensor,
+        baseline: Tensor,
+        branches: Branches = "keep",
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """What masks (N, A, H, W) keep or remove of images (N, 3, H, W), normalised; see `perturb`."""
+        spec = self.image_spec
+        return perturb(images, masks, baseline, branches, mean=spec.mean, std=spec.std, dtype=dtype)
 
 
 def load_explainee(

@@ -1,6 +1,6 @@
 """Perturbation of images by masks, and the baselines that replace what a mask does not keep.
 
-Images here are float (N, 3, H, W) with values in [0, 1], before normalisation; masks are (N, 1, H, W), 1 keeps the
+Images here are float (N, 3, H, W) with values in [0, 1], before normalisation; masks are (N, A, H, W), 1 keeps the
 pixel. A baseline is an image, or a pyramid (N, L, 3, H, W): images from the least to the most blurred one, through
 which a pixel goes as its mask falls (Fong et al. 2019), so that half a mask is a sharper image than half of a blur.
 """
@@ -16,8 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError, suggest
+from ..kernels.mask_blend import Branches, mask_blend
 
-__all__ = ["BASELINES", "REPLACEMENTS", "Baseline", "checked_replacement", "make_baseline", "one_each", "perturb"]
+__all__ = [
+    "BASELINES",
+    "REPLACEMENTS",
+    "Baseline",
+    "branches_of",
+    "by_branch",
+    "checked_replacement",
+    "make_baseline",
+    "one_each",
+    "perturb",
+]
 
 Baseline = Literal["black", "mean", "blur"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
@@ -26,21 +37,63 @@ _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 _LEVELS = 8  # of a pyramid, the image itself among them
 
 
-def perturb(images: Tensor, mask: Tensor, baseline: Tensor) -> Tensor:
-    """``mask · images + (1 − mask) · baseline``; pass ``1 − mask`` to remove what the mask keeps.
+def perturb(
+    images: Tensor,
+    masks: Tensor,
+    baseline: Tensor,
+    branches: Branches = "keep",
+    *,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What each mask keeps of its image, what it removes, or both: m·x + (1 − m)·b, and the same with 1 − m.
 
-    With a pyramid, linear between the two levels next to (1 − mask) · (L − 1).
+    With a pyramid, linear between the two levels next to (1 − m) · (L − 1).
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        masks: (N, A, H, W); gradients go to them alone.
+        baseline: see `make_baseline`.
+        branches: what is kept (``"keep"``), what is removed (``"remove"``), or ``"both"``.
+        mean: per channel, subtracted from the result.
+        std: per channel, that the result is divided by.
+        dtype: of the result; that of the masks by default.
+
+    Returns:
+        (B·N·A, 3, H, W): kept before removed, image by image, mask by mask.
     """
-    if baseline.ndim == images.ndim + 1:
-        steps = baseline.shape[1] - 1
-        position = (1 - mask) * steps
-        low = position.detach().floor().clamp(0, steps - 1)
-        part = position - low
-        levels = torch.arange(steps, dtype=mask.dtype, device=mask.device)[:, None, None, None]
-        here = (levels == low[:, None]).to(mask.dtype)  # (N, L − 1, 1, H, W): one of them for each pixel
-        part = part[:, None]
-        return (here * ((1 - part) * baseline[:, :-1] + part * baseline[:, 1:])).sum(1)
-    return mask * images + (1 - mask) * baseline  # in this form exact at 0 and 1
+    if baseline.ndim == images.ndim:
+        return mask_blend(images, masks, baseline, mean=mean, std=std, branches=branches, dtype=dtype)
+    each = masks.flatten(0, 1)[:, None]
+    levels = baseline if len(baseline) == 1 else baseline.repeat_interleave(masks.shape[1], 0)
+    kept = {"keep": [each], "remove": [1 - each], "both": [each, 1 - each]}[branches]
+    shown = torch.cat([_in_pyramid(mask, levels) for mask in kept])
+    of_channel = (3, 1, 1)
+    shown = (shown - shown.new_tensor(mean).view(of_channel)) / shown.new_tensor(std).view(of_channel)
+    return shown.to(dtype or masks.dtype)
+
+
+def branches_of(keep: bool, remove: bool) -> Branches:
+    """The branches of `perturb` for what a loss asks about: what masks keep, what they remove, or both."""
+    return "both" if keep and remove else "keep" if keep else "remove"
+
+
+def by_branch(branches: Branches, answers: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What a classifier said about what is kept and about what is removed; None of a branch that is not there."""
+    first, last = answers.tensor_split(2) if branches == "both" else (answers, answers)
+    return (None if branches == "remove" else first, None if branches == "keep" else last)
+
+
+def _in_pyramid(mask: Tensor, pyramid: Tensor) -> Tensor:
+    """The images (M, 3, H, W) between the levels of pyramids (1 or M, L, 3, H, W) that masks (M, 1, H, W) ask for."""
+    steps = pyramid.shape[1] - 1
+    position = (1 - mask) * steps
+    low = position.detach().floor().clamp(0, steps - 1)
+    part = (position - low)[:, None]
+    levels = torch.arange(steps, dtype=mask.dtype, device=mask.device)[:, None, None, None]
+    here = (levels == low[:, None]).to(mask.dtype)  # (M, L − 1, 1, H, W): one of them for each pixel
+    return (here * ((1 - part) * pyramid[:, :-1] + part * pyramid[:, 1:])).sum(1)
 
 
 def checked_replacement(kind: str) -> str:

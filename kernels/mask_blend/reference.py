@@ -23,16 +23,16 @@ def mask_blend_reference(
 ) -> Tensor:
     """(m·x + (1 − m)·b − μ) / σ of what a mask keeps, the same with 1 − m of what it removes; see `mask_blend`."""
     pixels, mask, background = _in_masks_precision(images, masks, baseline)
-    shown = []
+    centre, width = pixels.new_tensor(mean).view(3, 1, 1), pixels.new_tensor(std).view(3, 1, 1)
+    shown, behind = (pixels - centre) / width, (background - centre) / width  # few, beside what masks make of them
+    parts = []
     if keep:
-        shown.append(mask * pixels + (1 - mask) * background)  # in this form exact at 0 and 1
+        parts.append(torch.lerp(behind, shown, mask))  # exact at 0 and 1
     if remove:
-        shown.append((1 - mask) * pixels + mask * background)
-    blended = torch.stack(shown).flatten(0, 2)
-    of_channel = (1, 3, 1, 1)
-    normalised = (blended - blended.new_tensor(mean).view(of_channel)) / blended.new_tensor(std).view(of_channel)
+        parts.append(torch.lerp(shown, behind, mask))
+    blended = (parts[0] if len(parts) == 1 else torch.stack(parts)).flatten(0, -4)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return normalised.to(dtype).contiguous(memory_format=layout)
+    return blended.to(dtype).contiguous(memory_format=layout)
 
 
 def mask_blend_backward_reference(

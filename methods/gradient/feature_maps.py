@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.attribution_reduce import attribution_reduce
+from ...kernels.integration_path import integration_path
 from ..features import capture
 from ..quadrature import Quadrature
 from ..representation import run_from
@@ -25,7 +27,6 @@ from .paths import (
     channel_minimum,
     completeness_gap,
     integrate_layer,
-    interpolate,
     passes,
     weighted_sum,
 )
@@ -90,7 +91,8 @@ def grad_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str
 def layer_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
     """max(0, Σ_c max(0, ∂f/∂A_c) ∘ A_c) (Jiang et al. 2021, eqs. 5 to 7)."""
     values = maps[setting.layers[0]].detach()
-    return Attribution((setting.gradient(images, values, target).relu() * values).sum(1).relu(), None)
+    gradient = setting.gradient(images, values, target).expand_as(values)
+    return Attribution(attribution_reduce(gradient, values, _once(values), "positive gradient").relu(), None)
 
 
 def dix(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
@@ -138,7 +140,8 @@ def iia2(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Te
     for points, weights in passes(setting.rule, setting.at_once, images):
         end = _maps_along(setting, images, points, setting.layers[0])
         if setting.published:
-            total = total + weighted_sum((setting.gradient(images, end, target) * end.relu()).sum(1), weights)
+            gradient = setting.gradient(images, end, target).expand_as(end)
+            total = total + attribution_reduce(gradient, end, weights, "positive value")
             continue
         integral = setting.integrate(images, end, target, outer=len(points))
         total = total + weighted_sum(integral.maps, weights)
@@ -167,7 +170,7 @@ def iia3(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Te
         first = _maps_along(setting, images, outer, earlier)
         baseline = channel_minimum(first)
         for inner, inner_weights in passes(setting.rule, 1, images):  # one point of all images' paths at a time
-            path = interpolate(baseline, first, inner)
+            path = integration_path(first, inner, baseline)
             end = run_from(setting.model, images, earlier, path, until=last).detach()
             integral = setting.integrate(images, end, target, outer=len(outer))
             weights = inner_weights * outer_weights
@@ -179,23 +182,27 @@ def iia3(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Te
 
 def _maps_along(setting: Setting, images: Tensor, points: Tensor, layer: str) -> Tensor:
     """The layer's maps of the images a·x, point by point."""
-    path = (points.reshape(-1, 1, 1, 1, 1) * images[None]).flatten(0, 1)
     with torch.no_grad(), capture(setting.model, [layer]) as maps:
-        setting.model(path)
+        setting.model(integration_path(images, points))
     return maps[layer].detach()
+
+
+def _once(values: Tensor) -> Tensor:
+    """The weights of a path that is one point."""
+    return values.new_ones(1)
 
 
 def _published_dix(setting: Setting, images: Tensor, target: Tensor, ends: Sequence[Tensor]) -> Tensor:
     gradient = setting.gradient(images, ends[0], target)
     if len(ends) == 1:
-        return (gradient * ends[0]).relu().sum(1)
+        return attribution_reduce(gradient.expand_as(ends[0]), ends[0], _once(ends[0]), "positive product")
     rule = setting.rule
     layers = [len(rule) * gradient.relu() * ends[0].relu()]
     for depth, end in enumerate(ends[1:], 1):
         baseline = end.amin(1, keepdim=True)
         total = torch.zeros_like(end)
         for points, _ in passes(rule, setting.at_once, end):
-            path = interpolate(baseline, end, points)
+            path = integration_path(end, points, baseline)
             step = (
                 ((path - baseline.repeat(len(points), 1, 1, 1)) / max(len(rule) - 1, 1))
                 .pow(2)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...kernels.attribution_reduce import attribution_reduce
+from ...kernels.integration_path import integration_path
 from ..quadrature import Quadrature
 from ..representation import class_gradient, class_logits
 
@@ -19,7 +21,6 @@ __all__ = [
     "channel_minimum",
     "completeness_gap",
     "integrate_layer",
-    "interpolate",
     "passes",
     "weighted_sum",
 ]
@@ -103,13 +104,6 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     return (apart * weights.reshape(-1, *[1] * (apart.ndim - 1))).sum(0)
 
 
-def interpolate(baseline: Tensor, end: Tensor, points: Tensor) -> Tensor:
-    """The path r + a·(u − r) at points a, point by point: (P·N, …) of `end` (N, …) and points (P,)."""
-    scale = points.to(end.dtype).reshape(-1, *[1] * end.ndim)
-    path: Tensor = (baseline[None] + scale * (end - baseline)[None]).flatten(0, 1)
-    return path
-
-
 def passes(rule: Quadrature, at_once: int, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Points and weights of a rule in groups that go through the model together.
 
@@ -148,20 +142,19 @@ def integrate_layer(
         slope = integrand.constant(end, target)
         gained = (slope * distance).sum((1, 2, 3))
         return PathIntegral((distance * slope * (end + baseline) / 2).sum(1), gained, gained)
-    total, walked = torch.zeros_like(end), torch.zeros_like(end[:, 0, 0, 0])
+    total, walked = torch.zeros_like(end[:, 0]), torch.zeros_like(end[:, 0, 0, 0])
     logits: list[Tensor] = []
     for points, weights in passes(rule, at_once, end):
-        path = interpolate(baseline, end, points)
-        gradient, found = integrand.gradient(images, path, target)
-        total = total + weighted_sum(path * gradient, weights)
-        walked = walked + weighted_sum((by_point(gradient, len(points)) * distance).flatten(0, 1), weights).sum(
-            (1, 2, 3)
-        )
+        gradient, found = integrand.gradient(images, integration_path(end, points, baseline), target)
+        of_start = attribution_reduce(gradient, distance * baseline, weights)  # v is r and a·(u − r)
+        of_way = attribution_reduce(gradient, distance * distance, weights * points)
+        total = total + of_start + of_way
+        walked = walked + attribution_reduce(gradient, distance, weights).sum((1, 2))
         logits.append(by_point(found, len(points)))
     if rule.closed:
         gained = logits[-1][-1] - logits[0][0]
     else:
-        both = interpolate(baseline, end, torch.tensor([0.0, 1.0], dtype=end.dtype, device=end.device))
-        first, last = by_point(integrand.logits(images, both, target), 2)
+        ends = torch.tensor([0.0, 1.0], dtype=end.dtype, device=end.device)
+        first, last = by_point(integrand.logits(images, integration_path(end, ends, baseline), target), 2)
         gained = last - first
-    return PathIntegral((distance * total).sum(1), walked, gained)
+    return PathIntegral(total, walked, gained)

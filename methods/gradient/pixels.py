@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ...kernels.attribution_reduce import attribution_reduce
+from ...kernels.integration_path import integration_path
 from ..quadrature import Quadrature
 from ..representation import logits_of
-from .paths import Attribution, completeness_gap, passes, weighted_sum
+from .paths import Attribution, completeness_gap, passes
 
 __all__ = ["integrated_gradients"]
 
@@ -31,11 +33,10 @@ def integrated_gradients(
     Returns:
         The map, signed, (N, H, W), and its completeness gap.
     """
-    total = torch.zeros_like(images)
+    maps = torch.zeros_like(images[:, 0])
     for points, weights in passes(rule, at_once, images):
-        path = (points.reshape(-1, 1, 1, 1, 1) * images.detach()[None]).flatten(0, 1).requires_grad_(True)
+        path = integration_path(images, points).requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(logits_of(model(path), target.repeat(len(points))).sum(), path)
-        total = total + weighted_sum(gradient, weights)
-    maps = (images * total).sum(1)
+        maps = maps + attribution_reduce(gradient, images, weights)
     return Attribution(maps, completeness_gap(maps.sum((1, 2)), gained))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...kernels.attribution_reduce import attribution_reduce
+from ...kernels.integration_path import integration_path
 from ..attention import AttentionLayout, AttentionTap, block_input, rollout
 from ..quadrature import Quadrature
 from ..representation import logits_of
@@ -56,7 +58,9 @@ def gradient_rollout(setting: AttentionSetting, images: Tensor, target: Tensor) 
     with torch.enable_grad(), AttentionTap() as tap:
         logits = setting.model(images.detach().requires_grad_(True))
         gradients = torch.autograd.grad(logits_of(logits, target).sum(), tap.matrices)
-    return Attribution(setting.roll([_evidence(*pair) for pair in zip(tap.matrices, gradients, strict=True)]), None)
+    once = images.new_ones(1)
+    layers = [_evidence(*pair, once) for pair in zip(tap.matrices, gradients, strict=True)]
+    return Attribution(setting.roll(layers), None)
 
 
 def dix_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor, depth: int) -> Attribution:
@@ -86,7 +90,7 @@ def iia_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor) 
     total = images.new_zeros(())
     at_once = setting.at_once and max(1, setting.at_once // len(setting.rule))
     for points, weights in passes(setting.outer_rule, at_once, images):
-        dimmed = (points.reshape(-1, 1, 1, 1, 1) * images[None]).flatten(0, 1)
+        dimmed = integration_path(images, points)
         mean = _mean_evidence(setting, dimmed, target.repeat(len(points)), len(setting.layout) - 1)
         total = total + weighted_sum(mean, weights)
     layers, walked, gained = _unpacked(total, setting)
@@ -104,12 +108,12 @@ def _mean_evidence(setting: AttentionSetting, images: Tensor, target: Tensor, bl
     source = plain.matrices[-1 if setting.published else block].detach()
     total = images.new_zeros(())
     for points, weights in passes(setting.rule, setting.at_once, images):
-        leaf = (points.reshape(-1, 1, 1, 1, 1) * source[None]).flatten(0, 1).requires_grad_(True)
-        layers, gradient, _ = _evidence_at(setting, images, target, plain, block, leaf)
-        walked = (by_point(gradient, len(points)) * source).flatten(0, 1).sum((1, 2, 3))
-        parts = [*(weighted_sum(layer, weights).flatten(1) for layer in layers), weighted_sum(walked, weights)[:, None]]
-        total = total + torch.cat(parts, 1)
-    start = _evidence_at(setting, images, target, plain, block, torch.zeros_like(source).requires_grad_(True))[2]
+        leaf = integration_path(source, points).requires_grad_(True)
+        layers, gradient, _ = _evidence_at(setting, images, target, plain, block, leaf, weights)
+        walked = attribution_reduce(gradient, source, weights).sum((1, 2))
+        total = total + torch.cat([*(layer.flatten(1) for layer in layers), walked[:, None]], 1)
+    nowhere, once = torch.zeros_like(source).requires_grad_(True), images.new_ones(1)
+    start = _evidence_at(setting, images, target, plain, block, nowhere, once)[2]
     return torch.cat([total, (logits_of(plain.logits, target) - start)[:, None]], 1)
 
 
@@ -143,10 +147,16 @@ def _run(setting: AttentionSetting, images: Tensor, block: int) -> _Plain:
 
 
 def _evidence_at(
-    setting: AttentionSetting, images: Tensor, target: Tensor, plain: _Plain, block: int, leaf: Tensor
+    setting: AttentionSetting,
+    images: Tensor,
+    target: Tensor,
+    plain: _Plain,
+    block: int,
+    leaf: Tensor,
+    weights: Tensor,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Where a block's matrix is `leaf` (P·N, heads, T, T): the evidence of every block, (P·N, T, T), the gradient for
-    `leaf`, and the target's logit, (P·N,).
+    """Where a block's matrix is `leaf` (P·N, heads, T, T): the evidence of every block, summed over the points with
+    weights (P,) to (N, T, T); the gradient for `leaf`; and the target's logit, (P·N,).
 
     What lies before the block is the same at all points: it was run once, and one backward pass through it carries the
     gradients of all points.
@@ -158,7 +168,7 @@ def _evidence_at(
             logits = logits_of(setting.model(images.detach().repeat(count, 1, 1, 1).requires_grad_(True)), copied)
             whole = logits.sum()
         gradients = torch.autograd.grad(whole, tap.matrices)
-        layers = [_evidence(*pair) for pair in zip(tap.matrices, gradients, strict=True)]
+        layers = [_evidence(*pair, weights) for pair in zip(tap.matrices, gradients, strict=True)]
         return layers, gradients[block], logits.detach()
     tokens = plain.inputs[block].detach().repeat(count, 1, 1).requires_grad_(True)
     name = setting.layout.blocks[block]
@@ -167,19 +177,19 @@ def _evidence_at(
         whole = logits.sum()
     after = tap.matrices[block:]
     cotangent, *gradients = torch.autograd.grad(whole, [tokens, *after])
-    layers = [_evidence(*pair) for pair in zip(after, gradients, strict=True)]
-    return _pulled_back(plain, block, by_point(cotangent, count)) + layers, gradients[0], logits.detach()
+    layers = [_evidence(*pair, weights) for pair in zip(after, gradients, strict=True)]
+    return _pulled_back(plain, block, by_point(cotangent, count), weights) + layers, gradients[0], logits.detach()
 
 
-def _pulled_back(plain: _Plain, block: int, cotangents: Tensor) -> list[Tensor]:
-    """Evidence of the blocks before one, (P·N, T, T), from the gradients (P, N, T, D) for its input."""
+def _pulled_back(plain: _Plain, block: int, cotangents: Tensor, weights: Tensor) -> list[Tensor]:
+    """Evidence of the blocks before one, (N, T, T), from the gradients (P, N, T, D) for its input."""
     layers: list[Tensor] = []
     for index in reversed(range(block)):
         matrix = plain.matrices[index]
         wanted = [matrix, *plain.inputs[index : index + 1]] if index else [matrix]
         pull = torch.vmap(partial(_gradients, plain.inputs[index + 1], wanted))
         gradient, *rest = pull(cotangents)
-        layers.insert(0, (matrix.detach() * gradient).relu().mean(2).flatten(0, 1))
+        layers.insert(0, _evidence(matrix, gradient.flatten(0, 1), weights))
         cotangents = rest[0] if rest else cotangents
     return layers
 
@@ -188,6 +198,6 @@ def _gradients(output: Tensor, inputs: list[Tensor], cotangent: Tensor) -> tuple
     return torch.autograd.grad(output, inputs, cotangent, retain_graph=True)
 
 
-def _evidence(matrix: Tensor, gradient: Tensor) -> Tensor:
-    """The mean over heads of max(0, A ∘ ∂f/∂A), (N, T, T)."""
-    return (matrix.detach() * gradient).relu().mean(1)
+def _evidence(matrix: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
+    """The mean over heads of max(0, A ∘ ∂f/∂A), summed over points with weights (P,): (N, T, T)."""
+    return attribution_reduce(gradient, matrix, weights / matrix.shape[1], "positive product")

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..perturb import perturb
 from ..training.explainer import Batch, Losses, TrainedMethod, weighted
 from ..training.targets import generator_of
 from .amortized import AmortizedExplainer, Field, build_amortized
@@ -46,18 +45,18 @@ def _losses(explainer: AmortizedExplainer, batch: Batch, config: AmortizedConfig
         views["preserve"] = large
     if config.complement:
         views["complement"] = 1 - large[:, : len(areas)]
-    images = [
-        perturb(pixels[:, None], view[:, :, None], batch.baseline[:, None]).flatten(0, 1) for view in views.values()
-    ]
-    answers = explainer.classifier(explainee.normalise(torch.cat(images))).float().split([len(part) for part in images])
+    every = torch.cat(list(views.values()), 1)
+    answers = explainer.classifier(explainee.perturbed(pixels, every, batch.baseline)).float()
+    by_view = answers.reshape(count, every.shape[1], -1).split([view.shape[1] for view in views.values()], 1)
     terms: dict[str, Tensor] = {}
-    for (name, view), logits in zip(views.items(), answers, strict=True):
+    for (name, view), logits in zip(views.items(), by_view, strict=True):
         target = field.target.repeat_interleave(view.shape[1])
         if name == "preserve":
-            terms[name] = evidence_loss(logits, None, target, "preserve").reshape(count, -1).mean(1)
+            terms[name] = evidence_loss(logits.flatten(0, 1), None, target, "preserve").reshape(count, -1).mean(1)
         else:
             heavy = (areas / _ENOUGH).clamp_max(1)
-            terms[name] = (evidence_loss(None, logits, target, "delete").reshape(count, -1) * heavy).mean(1)
+            found = evidence_loss(None, logits.flatten(0, 1), target, "delete").reshape(count, -1)
+            terms[name] = (found * heavy).mean(1)
     if config.binary:
         terms["binary"] = area_loss(masks, sorted_reference(areas, masks.shape[2])).mean(1)
     if config.smooth:

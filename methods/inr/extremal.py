@@ -18,7 +18,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ..explainee import Explainee, guest
 from ..features import device_of
-from ..perturb import checked_replacement, make_baseline, one_each, perturb
+from ..perturb import checked_replacement, make_baseline, one_each
 from ..representation import classes_to_explain
 from .config import checked_areas
 from .objective import area_loss, sorted_reference
@@ -170,10 +170,10 @@ def extremal_masks(
             for which in torch.arange(count * len(areas), device=device).tensor_split(parts):
                 image, area = which // len(areas), which % len(areas)
                 masks = enlarge(lattice[image, area])
-                shown = perturb(pixels[image], masks[:, None], baseline[image])
+                shown = explainee.perturbed(pixels[image], masks[:, None], baseline[image])
                 if step % 2:
                     shown = shown.flip(3)
-                score = explainee.model(explainee.normalise(shown)).gather(1, chosen[image, None])
+                score = explainee.model(shown).gather(1, chosen[image, None])
                 (weight * area_loss(masks.flatten(1)[:, None], reference[area, None]).sum() - score.sum()).backward()
             assert lattice.grad is not None, "the loss depends on the lattice"
             with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import ModelError
 from ..explainee import Explainee, guest
 from ..features import device_of
-from ..perturb import make_baseline, one_each, perturb
+from ..perturb import branches_of, by_branch, make_baseline, one_each
 from ..representation import classes_to_explain
 from ..upsample import BilinearUpsample, sample_maps
 from .area import masks_of_area
@@ -103,6 +103,18 @@ def fit_masks(
         return _Run(explainee, pixels, config, target, free).go(on_step)
 
 
+def _ends(pixels: Tensor, kind: str, mean: Sequence[float], opened: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What masks of one and of zero show of the images, see `perturb`: pixels that are not open (N, 1, H, W) are
+    removed whatever the mask, which on the grid may partly take a point next to them.
+    """
+    baseline = one_each(make_baseline(pixels, kind, mean), len(pixels))
+    if opened is None:
+        return pixels, baseline
+    if baseline.ndim > pixels.ndim:  # a pyramid
+        return pixels, torch.where(opened[:, None], baseline, baseline[:, -1:])
+    return torch.where(opened, pixels, baseline), baseline
+
+
 class _Run:
     """One batch on its way; images that are finished leave it."""
 
@@ -112,18 +124,15 @@ class _Run:
         self.explainee, self.config = explainee, config
         device = device_of(explainee.model)
         self.pixels = pixels.to(device)
-        self.baselines = [
-            one_each(make_baseline(self.pixels, kind, explainee.image_spec.mean), len(pixels))
-            for kind in config.baselines
-        ]
-        self.baseline = self.baselines[0]  # of the step that is on its way
+        opened = None if free is None else free.to(device) > 0
+        self.all_ends = [_ends(self.pixels, kind, explainee.image_spec.mean, opened) for kind in config.baselines]
+        self.ends = self.all_ends[0]  # of the step that is on its way
         self.size = (int(pixels.shape[2]), int(pixels.shape[3]))
         self.grid = config.grid_of(self.size)
         self.points = grid_of_points(*self.grid, device=device)
         self.enlarge = BilinearUpsample(self.grid, self.size).to(device)
         self.areas = torch.tensor(config.areas, device=device)
-        self.open = None if free is None else free.to(device)
-        self.free = None if self.open is None else F.adaptive_avg_pool2d(self.open, self.grid).flatten(2)
+        self.free = None if opened is None else F.adaptive_avg_pool2d(opened.float(), self.grid).flatten(2)
         with torch.no_grad():
             self.logits = explainee.model(explainee.normalise(self.pixels))
         self.target = classes_to_explain(self.logits, target)
@@ -175,7 +184,7 @@ class _Run:
         On a processor image by image: several at once are no faster, since what one needs stays in the caches, and
         libraries round differently in batches of other sizes, which a few hundred steps make into another mask.
         """
-        self.baseline = self.baselines[step % len(self.baselines)]
+        self.ends = self.all_ends[step % len(self.all_ends)]
         optimizer.zero_grad(set_to_none=True)
         values = []
         at_once = max(1, self.at_once // len(areas)) if self.areas.is_cuda else 1
@@ -211,34 +220,32 @@ class _Run:
     def _evidence(self, leaf: Tensor, images: Tensor) -> Tensor:
         """The evidence loss (N, A), its gradient left in `leaf`; part by part, since nothing else takes gradients."""
         areas = len(self.areas)
+        each = max(1, self.at_once // areas)
         found = []
-        for start in range(0, len(images) * areas, self.at_once):
-            flat = torch.arange(start, min(start + self.at_once, len(images) * areas), device=images.device)
-            image = images[flat // areas]
-            mask = self.enlarge(leaf.flatten(0, 1)[flat].reshape(-1, 1, *self.grid))
-            kept, removed = self._answers(mask, image)
-            loss = evidence_loss(kept, removed, self.target[image], self.config.objective, odds=self.config.odds)
-            (loss.sum() / areas).backward()  # type: ignore[no-untyped-call]
-            found.append(loss.detach())
-        return torch.cat(found).reshape(-1, areas)
+        for start in range(0, len(images), each):
+            image = images[start : start + each]
+            losses = []
+            for first in range(0, areas, self.at_once):
+                part = leaf[start : start + each, first : first + self.at_once]
+                kept, removed = self._answers(self._masks_of_images(part), image)
+                target = self.target[image].repeat_interleave(part.shape[1])
+                loss = evidence_loss(kept, removed, target, self.config.objective, odds=self.config.odds)
+                (loss.sum() / areas).backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach().reshape(len(image), -1))
+            found.append(torch.cat(losses, 1))
+        return torch.cat(found)
 
-    def _answers(self, mask: Tensor, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The classifier's logits of what masks (M, 1, H, W) keep of the images and of what they leave."""
-        pixels, baseline = self.pixels[image], self.baseline[image]
-        shown = []
-        if self.config.objective != "delete":
-            shown.append(perturb(pixels, self._of_free(mask, image), baseline))
-        if self.config.objective != "preserve":
-            shown.append(perturb(pixels, self._of_free(1 - mask, image), baseline))
-        parts = self.explainee.model(self.explainee.normalise(torch.cat(shown))).split(len(image))
-        return (
-            parts[0] if self.config.objective != "delete" else None,
-            parts[-1] if self.config.objective != "preserve" else None,
-        )
+    def _answers(self, masks: Tensor, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The classifier's logits of what masks (N, A, H, W) keep of the images and of what they leave."""
+        pixels, baseline = self.ends
+        branches = branches_of(self.config.objective != "delete", self.config.objective != "preserve")
+        shown = self.explainee.perturbed(pixels[image], masks, baseline[image], branches)
+        return by_branch(branches, self.explainee.model(shown))
 
-    def _of_free(self, mask: Tensor, image: Tensor) -> Tensor:
-        """Masks without the pixels that are not free; on the grid a point next to them may be partly so."""
-        return mask if self.open is None else mask * self.open[image]
+    def _masks_of_images(self, masks: Tensor) -> Tensor:
+        """Masks (N, A, P) on the grid, (N, A, H, W) of the images' size."""
+        large: Tensor = self.enlarge(masks.reshape(-1, 1, *self.grid))
+        return large.reshape(*masks.shape[:2], *self.size)
 
     @torch.no_grad()
     def _finish(self, which: Tensor) -> None:
@@ -267,14 +274,13 @@ class _Run:
         masks = masks_of_area(self.done(self.points, self.areas), self.areas, self.free)
         kept = []
         for place in range(len(self.areas)):
-            mask = self.enlarge(masks[:, place].reshape(-1, 1, *self.grid))
-            mask = self._of_free(mask, torch.arange(len(mask), device=mask.device))
+            mask = self._masks_of_images(masks[:, place : place + 1])
             with_each = []
-            for baseline in self.baselines:
-                logits = self.explainee.model(self.explainee.normalise(perturb(self.pixels, mask, baseline)))
+            for pixels, baseline in self.all_ends:
+                logits = self.explainee.model(self.explainee.perturbed(pixels, mask, baseline))
                 with_each.append(logits.softmax(1).gather(1, self.target[:, None])[:, 0])
             kept.append(torch.stack(with_each).amin(0))
             self._require_finite(kept[-1], self.steps)
         views = 2 if self.config.objective == "dual" else 1
-        forwards = 1 + len(self.areas) * (views * self.steps + len(self.baselines))
+        forwards = 1 + len(self.areas) * (views * self.steps + len(self.all_ends))
         return torch.stack(kept, 1), self.steps, forwards

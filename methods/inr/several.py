@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ..explainee import Explainee, guest
 from ..features import device_of
-from ..perturb import make_baseline, one_each, perturb
+from ..perturb import make_baseline, one_each
 from ..representation import classes_to_explain
 from .config import INRConfig
 from .fit import fit_masks
@@ -128,9 +128,9 @@ def several_masks(
     def kept(which: Tensor, mask: Tensor) -> Tensor:
         found = []
         for baseline in baselines:
-            shown = perturb(pixels[which], mask, baseline[which])
+            shown = explainee.perturbed(pixels[which], mask, baseline[which])
             with guest(explainee.model):
-                answers = explainee.model(explainee.normalise(shown)).softmax(1)
+                answers = explainee.model(shown).softmax(1)
             found.append(answers.gather(1, chosen[which, None])[:, 0])
         return torch.stack(found).amin(0)
 

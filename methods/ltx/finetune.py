@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...errors import ModelError, UsageError
 from ..attention import AttentionTap
 from ..explainee import Explainee, guest
-from ..perturb import make_baseline, perturb
+from ..perturb import branches_of, by_branch, make_baseline
 from ..representation import checked_target, classes_to_explain
 from .config import LTXConfig
 from .heads import MaskLogits, head_of, is_one_convolution
@@ -293,15 +293,13 @@ class _Run:
         """The weighted terms of masks (N, 1, H, W), (N,) each, and how many views of every image they took."""
         losses = self.losses
         keep, remove = keep and losses.preserve > 0, remove and losses.complement > 0
-        views = ([perturb(self.pixels, mask, self.baseline)] if keep else []) + (
-            [perturb(self.pixels, 1 - mask, self.baseline)] if remove else []
-        )
+        branches, views = branches_of(keep, remove), keep + remove
         half = self.config.precision == "bf16"
+        precision = torch.bfloat16 if half else mask.dtype
         with torch.autocast(self.pixels.device.type, torch.bfloat16, enabled=half):
-            logits = self.judge.model(self.judge.normalise(torch.cat(views))).float()
-        self.forwards += len(views)
-        kept = logits[: len(self.pixels)] if keep else None
-        removed = logits[-len(self.pixels) :] if remove else None
+            shown = self.judge.perturbed(self.pixels, mask, self.baseline, branches, precision)
+            kept, removed = by_branch(branches, self.judge.model(shown).float())
+        self.forwards += views
         terms = {}
         for name, values in total_loss(kept, removed, mask, self.target, losses).terms.items():
             if broken := (~torch.isfinite(values)).nonzero().flatten().tolist():
@@ -310,7 +308,7 @@ class _Run:
                     "batch is not finite; check the image, or lower the learning rate"
                 )
             terms[name] = getattr(losses, name) * values
-        return terms, len(views)
+        return terms, views
 
     def _update(self, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], step: int) -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..perturb import perturb
+from ..perturb import branches_of, by_branch
 from ..training.explainer import Batch, Losses, TrainedMethod
 from .config import LTXConfig
 from .losses import TERMS, total_loss
@@ -22,14 +22,10 @@ def _losses(explainer: LTXExplainer, batch: Batch, config: LTXConfig) -> tuple[L
     # the explainee is frozen, so this leaves a graph for the network alone
     plain = explainer.predict(explainee.normalise(pixels), None if target is None else target[:, None])
     mask = explainer.upsample(plain.selection.float())
-    views = {}
-    if config.preserve:
-        views["preserve"] = perturb(pixels, mask, batch.baseline)
-    if config.complement:
-        views["complement"] = perturb(pixels, 1 - mask, batch.baseline)
-    together = explainer.classifier(explainee.normalise(torch.cat(list(views.values())))).float()
-    logits = dict(zip(views, together.split(len(pixels)), strict=True))
-    kept, removed = logits.get("preserve"), logits.get("complement")
+    branches = branches_of(config.preserve > 0, config.complement > 0)
+    shown = by_branch(branches, explainee.perturbed(pixels, mask, batch.baseline, branches))
+    views = {name: view for name, view in zip(("preserve", "complement"), shown, strict=True) if view is not None}
+    kept, removed = by_branch(branches, explainer.classifier(torch.cat(list(views.values()))).float())
     losses = total_loss(kept, removed, mask, plain.target[:, 0], config, batch.elsewhere)
     return losses, {name: views.get(name, mask) for name in losses.terms}
 

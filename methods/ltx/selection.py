@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..explainee import Explainee
-from ..perturb import perturb
 
 __all__ = ["CRITERIA", "Criterion", "score_masks"]
 
@@ -45,14 +44,12 @@ def score_masks(
     levels = [round(places * level / (_LEVELS + 1)) for level in range(1, _LEVELS + 1)]
 
     def mean_probability(remove: bool) -> Tensor:
-        kept = torch.cat([(rank >= level if remove else rank < level).to(pixels.dtype) for level in levels])
-        copies = [len(levels)] + [1] * (pixels.ndim - 1)
-        background = baseline if len(baseline) == 1 else baseline.repeat(copies)
-        images = explainee.normalise(perturb(pixels.repeat(copies), kept, background))
+        kept = torch.cat([(rank >= level if remove else rank < level).to(pixels.dtype) for level in levels], 1)
+        images = explainee.perturbed(pixels, kept, baseline)
         with torch.no_grad():
             logits = torch.cat([explainee.model(part) for part in torch.split(images, _AT_ONCE)])
-        found = logits.softmax(1).gather(1, target.repeat(len(levels))[:, None])
-        return found.reshape(len(levels), len(pixels)).mean(0)
+        found = logits.softmax(1).gather(1, target.repeat_interleave(len(levels))[:, None])
+        return found.reshape(len(pixels), len(levels)).mean(1)
 
     removed = mean_probability(remove=True)
     if criterion == "pos":

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from saccade.errors import UsageError
-from saccade.methods.perturb import REPLACEMENTS, make_baseline, perturb
+from saccade.methods.perturb import REPLACEMENTS, branches_of, by_branch, make_baseline, perturb
 
 
 def random_images(rng: np.random.Generator, *shape: int) -> Tensor:
@@ -67,12 +67,41 @@ def test_the_blurred_baseline_is_scipys_gaussian(rng: np.random.Generator, size:
 
 @pytest.mark.parametrize("kind", [*REPLACEMENTS, "#336699"])
 def test_one_image_has_many_masks(rng: np.random.Generator, kind: str) -> None:
-    image, masks = random_images(rng, 1, 3, 16, 16), random_images(rng, 5, 1, 16, 16)
-    baseline = make_baseline(image, kind, (0.1, 0.2, 0.3))
-    together = perturb(image, masks, baseline)
-    assert together.shape == (5, 3, 16, 16)
+    images, masks = random_images(rng, 2, 3, 16, 16), random_images(rng, 2, 5, 16, 16)
+    baseline = make_baseline(images, kind, (0.1, 0.2, 0.3))
+    together = perturb(images, masks, baseline).unflatten(0, (2, 5))
+    assert together.shape == (2, 5, 3, 16, 16)
     for index in range(5):
-        torch.testing.assert_close(together[index], perturb(image, masks[index][None], baseline)[0])
+        torch.testing.assert_close(together[:, index], perturb(images, masks[:, index : index + 1], baseline))
+
+
+@pytest.mark.parametrize("kind", [*REPLACEMENTS, "#336699"])
+def test_both_branches_are_normalised_and_kept_comes_first(rng: np.random.Generator, kind: str) -> None:
+    images, masks = random_images(rng, 3, 3, 16, 16), random_images(rng, 3, 2, 16, 16)
+    baseline, mean, std = make_baseline(images, kind, (0.1, 0.2, 0.3)), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    each = images.repeat_interleave(2, 0), masks.reshape(6, 1, 16, 16)
+    behind = baseline.repeat_interleave(2, 0) if len(baseline) > 1 else baseline
+    plain = torch.cat([perturb(each[0], each[1], behind), perturb(each[0], 1 - each[1], behind)])
+    expected = (plain.double() - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    both = perturb(images, masks, baseline, "both", mean=mean, std=std)
+    torch.testing.assert_close(both.double(), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(perturb(images, masks, baseline, "keep", mean=mean, std=std), both[:6])
+    torch.testing.assert_close(perturb(images, masks, baseline, "remove", mean=mean, std=std), both[6:])
+    half = perturb(images, masks, baseline, "both", mean=mean, std=std, dtype=torch.bfloat16)
+    assert torch.equal(half, both.bfloat16())
+
+
+@pytest.mark.parametrize(("keep", "remove"), [(True, True), (True, False), (False, True)])
+def test_answers_are_of_the_branch_that_was_asked_about(keep: bool, remove: bool) -> None:
+    masks = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1)
+    branches = branches_of(keep, remove)
+    shown = perturb(torch.ones(2, 3, 1, 1), masks, torch.zeros(1, 3, 1, 1), branches)
+    kept, removed = by_branch(branches, shown[:, 0, 0])
+    assert (kept is not None, removed is not None) == (keep, remove)
+    if kept is not None:
+        torch.testing.assert_close(kept, torch.tensor([[0.25], [0.75]]))
+    if removed is not None:
+        torch.testing.assert_close(removed, torch.tensor([[0.75], [0.25]]))
 
 
 def test_the_gradient_of_a_pyramid_is_the_difference_of_its_levels(rng: np.random.Generator) -> None:
