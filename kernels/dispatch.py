@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UsageError, require, suggest
 from .strides import is_channels_last
 
-__all__ = ["IMPLEMENTATIONS", "MEASURED", "KernelOp", "chosen", "kernel_op", "shape_class"]
+__all__ = ["IMPLEMENTATIONS", "MEASURED", "KernelOp", "as_asked", "chosen", "kernel_op", "shape_class"]
 
 IMPLEMENTATIONS = ("auto", "fused", "compiled", "reference")
 MEASURED = Path(__file__).parent / "measured.json"  # by benchmarks/kernels.py: what is faster than the fused kernel
@@ -54,7 +54,7 @@ def kernel_op(
     """
 
     def body(*arguments: Any) -> Any:
-        with _as_asked(_device_of(arguments)):
+        with as_asked(_device_of(arguments)):
             return reference(*arguments)
 
     schema = torch.library.infer_schema(reference, mutates_args=())
@@ -65,7 +65,7 @@ def kernel_op(
     @op.register_kernel("cuda")
     def on_gpu(*arguments: Any) -> Any:
         device = _device_of(arguments)
-        with torch.cuda.device(device), _as_asked(device):  # Triton launches on the current one
+        with torch.cuda.device(device), as_asked(device):  # Triton launches on the current one
             return _implementation(name, home, reference, arguments, fits(*arguments))(*arguments)
 
     return cast(KernelOp, op)
@@ -101,7 +101,7 @@ def _device_of(arguments: tuple[Any, ...]) -> torch.device:
     return next(value.device for value in arguments if isinstance(value, Tensor))
 
 
-def _as_asked(device: torch.device) -> AbstractContextManager[Any]:
+def as_asked(device: torch.device) -> AbstractContextManager[Any]:
     """Without autocast, where there is such a thing."""
     return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 

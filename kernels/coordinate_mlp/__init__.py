@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ..arguments import about, require_device, require_floating
-from ..dispatch import kernel_op
+from ..dispatch import as_asked, kernel_op
 from .reference import coordinate_mlp_backward_reference, coordinate_mlp_reference
 
 __all__ = ["Activation", "coordinate_mlp"]
@@ -80,10 +80,12 @@ def coordinate_mlp(
     if first.ndim != 3 or not first.is_floating_point():
         raise UsageError(f"first is floating point (N, 2F, D), not {about(first)}")
     _check(size, frequencies, first, shift, area, weights, last, offset, features, area_at)
-    result: Tensor = _forward(
-        frequencies, first, shift, area, weights, last, offset, features, *size, area_at, activation == "silu", squash,
-        dtype or first.dtype,
-    )  # fmt: skip
+    tensors = (frequencies, first, shift, area, weights, last, offset, features)
+    settings = (*size, area_at, activation == "silu", squash, dtype or first.dtype)
+    if first.device.type == "cpu":  # there it is faster to keep the layers' states for the derivative
+        with as_asked(first.device):
+            return coordinate_mlp_reference(*tensors, *settings)
+    result: Tensor = _forward(*tensors, *settings)
     return result
 
 

@@ -31,7 +31,7 @@ def coordinate_mlp_reference(
 ) -> Tensor:
     """The masks (N, A, H, W); see `coordinate_mlp`."""
     states = _states(frequencies, first, shift, area, weights, features, (height, width), area_at, smooth)
-    logits = _activate(states[-1], smooth) @ last[:, None, :, None] + offset[:, :, None, None]
+    logits = _last_layer(_activate(states[-1], smooth), last, offset)
     found = logits.sigmoid() if squash else logits
     return found.to(dtype).reshape(*found.shape[:2], height, width)
 
@@ -57,7 +57,7 @@ def coordinate_mlp_backward_reference(
     hidden = _activate(states[-1], smooth)
     towards = gradient.to(hidden.dtype).flatten(2)[..., None]  # (N, A, P, 1)
     if squash:
-        masks = (hidden @ last[:, None, :, None] + offset[:, :, None, None]).sigmoid()
+        masks = _last_layer(hidden, last, offset).sigmoid()
         towards = towards * masks * (1 - masks)
     to_last = (towards * hidden).sum((1, 2))
     to_offset = towards.sum((2, 3))
@@ -71,8 +71,8 @@ def coordinate_mlp_backward_reference(
         to_shift.append(slope.sum((1, 2)))
         if layer:
             state = states[layer - 1]
-            to_weights.append((_activate(state, smooth).mT @ slope).sum(1))
-            slope = (slope @ weights[:, layer - 1, None].mT) * _slope(state, smooth)
+            to_weights.append(_of_all_areas(_activate(state, smooth)).mT @ _of_all_areas(slope))
+            slope = _times(slope, weights[:, layer - 1].mT) * _slope(state, smooth)
     to_frequencies, to_first, to_features = before_the_first_layer(
         slope[:, 0], frequencies, first, features, (height, width)
     )
@@ -144,11 +144,29 @@ def _states(
     states = []
     for layer in range(shift.shape[1]):
         if layer:
-            state = _activate(state, smooth) @ weights[:, layer - 1, None] + shift[:, layer, None, None]
+            state = _times(_activate(state, smooth), weights[:, layer - 1], shift[:, layer, None])
         if layer == area_at:
             state = state + area[:, :, None]
         states.append(state)
     return states
+
+
+def _of_all_areas(values: Tensor) -> Tensor:
+    """(N, A, P, D) as (N, A·P, D): one product of matrices for an image, not one for each of its masks."""
+    return values.flatten(1, 2)
+
+
+def _times(values: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Values (N, A, P, D) times a matrix (1 or N, D, E), and a bias (1 or N, 1, E): (N, A, P, E)."""
+    rows, count = _of_all_areas(values), max(len(values), len(matrix), 1 if bias is None else len(bias))
+    rows, matrix = rows.expand(count, -1, -1), matrix.expand(count, -1, -1)
+    found = torch.bmm(rows, matrix) if bias is None else torch.baddbmm(bias.expand(count, -1, -1), rows, matrix)
+    return found.reshape(count, *values.shape[1:3], -1)
+
+
+def _last_layer(hidden: Tensor, last: Tensor, offset: Tensor) -> Tensor:
+    """The logits (N, A, P, 1) of masks."""
+    return _times(hidden, last[:, :, None]) + offset[:, :, None, None]
 
 
 def _turns(frequencies: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

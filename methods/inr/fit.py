@@ -63,8 +63,7 @@ class Fitted:
         grid, which is what the classifier was shown.
         """
         asked = self.areas if areas is None else areas.to(self.areas)
-        points = grid_of_points(*self.grid, device=asked.device)
-        masks = masks_of_area(self.networks(points, asked), asked, self.free)
+        masks = masks_of_area(self.networks(self.grid, asked), asked, self.free)
         rows, columns = grid_of_points(height, 1)[:, 1], grid_of_points(1, width)[:, 0]
         maps = masks.reshape(len(masks), len(asked), *self.grid)
         return sample_maps(maps, rows.to(asked.device), columns.to(asked.device))
@@ -129,7 +128,6 @@ class _Run:
         self.ends = self.all_ends[0]  # of the step that is on its way
         self.size = (int(pixels.shape[2]), int(pixels.shape[3]))
         self.grid = config.grid_of(self.size)
-        self.points = grid_of_points(*self.grid, device=device)
         self.enlarge = BilinearUpsample(self.grid, self.size).to(device)
         self.areas = torch.tensor(config.areas, device=device)
         self.free = None if opened is None else F.adaptive_avg_pool2d(opened.float(), self.grid).flatten(2)
@@ -191,7 +189,7 @@ class _Run:
         for start in range(0, len(self.left), at_once):
             images = self.left[start : start + at_once]
             free = None if self.free is None else self.free[images]
-            logits = self.networks(self.points, areas, slice(start, start + at_once))
+            logits = self.networks(self.grid, areas, slice(start, start + at_once))
             masks = masks_of_area(logits, areas, free)
             leaf = masks.detach().requires_grad_(True)
             evidence = self._evidence(leaf, images)
@@ -271,7 +269,7 @@ class _Run:
     @torch.no_grad()
     def _result(self) -> tuple[Tensor, Tensor, Tensor]:
         """Kept probabilities (N, A), steps (N,) and forwards (N,)."""
-        masks = masks_of_area(self.done(self.points, self.areas), self.areas, self.free)
+        masks = masks_of_area(self.done(self.grid, self.areas), self.areas, self.free)
         kept = []
         for place in range(len(self.areas)):
             mask = self._masks_of_images(masks[:, place : place + 1])

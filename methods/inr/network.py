@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.coordinate_mlp import coordinate_mlp
 from .config import INRConfig
 
 __all__ = ["CoordinateNetworks", "area_code", "grid_of_points", "logit"]
@@ -53,38 +52,41 @@ class CoordinateNetworks(nn.Module):
         generator = torch.Generator().manual_seed(config.seed)
         frequencies = config.frequency * torch.randn(config.features, 2, generator=generator) / 2
         self.register_buffer("frequencies", frequencies)
-        sizes = [2 * config.features] + [config.width] * config.layers
-        weights, biases = [], []
-        for inputs, outputs in pairwise(sizes):
-            bound = math.sqrt(6 / inputs)
-            first = bound * (2 * torch.rand(inputs, outputs, generator=generator) - 1)
-            weights.append(nn.Parameter(first[None].repeat(count, 1, 1)))
-            biases.append(nn.Parameter(torch.zeros(count, 1, outputs)))
-        self.weights = nn.ParameterList(weights)
-        self.biases = nn.ParameterList(biases)
-        of_area = 0.5 * torch.randn(1, config.width, generator=generator)
-        self.of_area = nn.Parameter(of_area[None].repeat(count, 1, 1))
-        last = torch.randn(config.width, 1, generator=generator) * (0.1 / math.sqrt(config.width))
-        self.last = nn.Parameter(last[None].repeat(count, 1, 1))
-        self.offset = nn.Parameter(torch.zeros(count, 1, 1))
 
-    def forward(self, points: Tensor, areas: Tensor, images: slice = slice(None)) -> Tensor:
+        def of_each_image(values: Tensor) -> nn.Parameter:
+            return nn.Parameter(values[None].repeat(count, *[1] * values.ndim))
+
+        def drawn(inputs: int) -> Tensor:
+            return math.sqrt(6 / inputs) * (2 * torch.rand(inputs, config.width, generator=generator) - 1)
+
+        self.first = of_each_image(drawn(2 * config.features))
+        between = [drawn(config.width) for _ in range(config.layers - 1)]
+        self.weights = of_each_image(torch.stack(between) if between else torch.zeros(0, config.width, config.width))
+        self.shift = of_each_image(torch.zeros(config.layers, config.width))
+        self.of_area = of_each_image(0.5 * torch.randn(1, config.width, generator=generator))
+        last = torch.randn(config.width, 1, generator=generator)[:, 0]
+        self.last = of_each_image(last * (0.1 / math.sqrt(config.width)))
+        self.offset = of_each_image(torch.zeros(1))
+
+    def forward(self, grid: tuple[int, int], areas: Tensor, images: slice = slice(None)) -> Tensor:
         """The logits of all images' masks.
 
         Args:
-            points: places (P, 2) as of `grid_of_points`.
+            grid: (height, width), at the centres of whose cells the networks are asked.
             areas: (A,) in (0, 1).
             images: whose networks are asked.
 
         Returns:
-            (N, A, P).
+            (N, A, height·width).
         """
-        turned = 2 * math.pi * points @ self.frequencies.T
-        encoded = torch.cat([turned.sin(), turned.cos()], 1)
-        hidden = encoded[None] @ self.weights[0][images] + self.biases[0][images]  # (N, P, D), the same for all areas
-        code = area_code(areas)[None] @ self.of_area[images]  # (N, A, D)
-        hidden = F.silu(hidden[:, None] + code[:, :, None]).flatten(1, 2)
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            hidden = F.silu(torch.baddbmm(bias[images], hidden, weight[images]))
-        found = torch.baddbmm(self.offset[images], hidden, self.last[images]).reshape(-1, len(areas), len(points))
-        return found + logit(areas)[:, None]
+        return coordinate_mlp(
+            grid,
+            self.frequencies,
+            self.first[images],
+            self.shift[images],
+            area_code(areas)[None] @ self.of_area[images],
+            self.weights[images],
+            self.last[images],
+            self.offset[images] + logit(areas),
+            squash=False,
+        ).flatten(2)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from saccade.errors import UsageError
 from saccade.kernels.coordinate_mlp import Activation, coordinate_mlp
-from saccade.methods.inr.config import INRConfig
-from saccade.methods.inr.network import CoordinateNetworks, area_code, grid_of_points, logit
+from saccade.methods.inr.network import grid_of_points
 
 N, A, F, D, L = 2, 3, 3, 4, 3
 
@@ -71,40 +70,28 @@ def test_it_is_what_a_loop_over_points_gives(activation: Activation, area_at: in
         assert found[image, area, i, j] == pytest.approx(1 / (1 + math.exp(-expected)), abs=1e-12)
 
 
-def test_it_is_the_networks_of_each_image() -> None:
-    networks = CoordinateNetworks(2, INRConfig(seed=3)).double()
-    with torch.no_grad():
-        for parameter in networks.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    areas = torch.tensor([0.05, 0.3], dtype=torch.float64)
-    code = area_code(areas)
-    found = coordinate_mlp(
-        (7, 9),
-        networks.frequencies,
-        networks.weights[0],
-        torch.stack([bias[:, 0] for bias in networks.biases], 1),
-        code[None] @ networks.of_area,
-        torch.stack(list(networks.weights[1:]), 1),
-        networks.last[:, :, 0],
-        networks.offset[:, :, 0] + logit(areas),
-        squash=False,
-    )
-    points = grid_of_points(7, 9).double()
-    points = torch.stack([(points[:, 0] * 9).round() / 9, (points[:, 1] * 7).round() / 7], 1)  # exact in double
-    expected = networks(points, areas).reshape(2, 2, 7, 9)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
 @pytest.mark.parametrize("activation", ["silu", "relu"])
 @pytest.mark.parametrize("area_at", [0, 1, 2])
 @pytest.mark.parametrize("squash", [True, False])
 def test_gradients_go_to_all_weights_and_features(activation: Activation, area_at: int, squash: bool) -> None:
     given = {name: value.requires_grad_() for name, value in arguments((2, 3)).items()}
 
-    def masks(*tensors: Tensor) -> Tensor:
+    def operator(*tensors: Tensor) -> Tensor:  # computes the states again, as on a GPU
+        found: Tensor = torch.ops.saccade.coordinate_mlp(
+            *tensors, 3, 4, area_at, activation == "silu", squash, torch.float64
+        )
+        return found
+
+    def plain(*tensors: Tensor) -> Tensor:
         return coordinate_mlp((3, 4), *tensors, area_at=area_at, activation=activation, squash=squash)
 
-    assert torch.autograd.gradcheck(masks, tuple(given.values()))
+    assert torch.autograd.gradcheck(operator, tuple(given.values()))
+    towards = torch.randn(N, A, 3, 4, dtype=torch.float64)
+    found, expected = (
+        torch.autograd.grad(masks(*given.values()), tuple(given.values()), towards) for masks in (operator, plain)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
 def test_modulation_of_an_image_is_a_shift_and_scaled_columns() -> None:

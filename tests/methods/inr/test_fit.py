@@ -75,7 +75,7 @@ def test_networks_compute_what_their_formula_says() -> None:
         for value in networks.parameters():
             value.normal_(0, 0.5, generator=generator)
         points, areas = grid_of_points(3, 4), torch.tensor([0.05, 0.4])
-        found = networks(points, areas)
+        found = networks((3, 4), areas)
     assert found.shape == (2, 2, 12)
     networks.requires_grad_(False)
     for image in range(2):
@@ -87,10 +87,10 @@ def test_networks_compute_what_their_formula_says() -> None:
                 angles = [2 * math.pi * (float(b[0]) * x + float(b[1]) * y) for b in networks.frequencies.tolist()]
                 values = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
                 code = (math.log(area / (1 - area)) + 2) / 1.5
-                hidden = values @ networks.weights[0][image] + networks.biases[0][image, 0]
+                hidden = values @ networks.first[image] + networks.shift[image, 0]
                 hidden = F.silu(hidden + code * networks.of_area[image, 0])
-                hidden = F.silu(hidden @ networks.weights[1][image] + networks.biases[1][image, 0])
-                expected = hidden @ networks.last[image, :, 0] + networks.offset[image, 0, 0]
+                hidden = F.silu(hidden @ networks.weights[image, 0] + networks.shift[image, 1])
+                expected = hidden @ networks.last[image] + networks.offset[image, 0]
                 expected = float(expected) + math.log(area / (1 - area))
                 assert float(found[image, place, spot]) == pytest.approx(expected, abs=1e-4)
 
