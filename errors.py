@@ -87,8 +87,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         purpose: what it is needed for, as it reads after "is needed for".
 
     Raises:
-        MissingDependencyError: the package is not installed. A package that is installed but broken raises its own
-            error.
+        MissingDependencyError: the package is not installed, or is but cannot be imported.
     """
     root = module.partition(".")[0]
     if importlib.util.find_spec(root) is None:
@@ -96,7 +95,14 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f"the package '{root}' is needed for {purpose} and is not installed; "
             f"install it with: pip install 'saccade[{extra}]'"
         )
-    return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever a package raises that does not fit the others
+        reason = (str(error) or "no message").splitlines()[0]
+        raise MissingDependencyError(
+            f"the package '{root}' is needed for {purpose} and cannot be imported ({type(error).__name__}: {reason}); "
+            f"install it again, with the packages it needs: pip install --force-reinstall 'saccade[{extra}]'"
+        ) from error
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

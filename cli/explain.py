@@ -11,6 +11,7 @@ import click
 from .options import Areas, Box, ImageSize, any_json, engine_options
 
 if TYPE_CHECKING:
+    from ..accel.engine import Engine
     from .outcome import Outcome
 
 __all__ = ["explain"]
@@ -62,20 +63,23 @@ __all__ = ["explain"]
     metavar="N",
     help="Fine-tune the explainer of --checkpoint for N steps on each image; needs PyTorch.",
 )
-@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="What --finetune starts from.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="A trained explainer, in PyTorch.")
 @click.option(
     "--method",
-    type=click.Choice(["inr"]),
-    help="Optimise masks of given areas for each image; needs --model and PyTorch.",
+    metavar="NAME",
+    help="Explain --model in PyTorch, without a bundle: by a gradient method (gradcam, dix, iia, ig …; all are listed "
+    "by: saccade export --method help), or by masks that are optimised for each image (inr).",
 )
 @click.option(
     "--model",
     "spec",
     metavar="SPEC",
-    help="With --method: the classifier, such as torchvision:resnet50. With --finetune: where its spec has changed.",
+    help="With --method: the classifier, such as torchvision:resnet50. With --checkpoint: where its spec has changed.",
 )
 @click.option(
-    "--weights", metavar="FILE", help="The classifier's weights. [default: pretrained; with --finetune as trained with]"
+    "--weights",
+    metavar="FILE",
+    help="The classifier's weights. [default: pretrained; with --checkpoint as trained with]",
 )
 @click.option(
     "--areas",
@@ -201,7 +205,8 @@ def explain(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    """Explain images and folders of images; needs no PyTorch, but with --finetune and --method.
+    """Explain images and folders of images: by a bundle, which needs no PyTorch, or with --method or --checkpoint in
+    PyTorch, on a GPU where there is one.
 
     Writes an overlay and a mask for each image, and one line of JSON each in results.jsonl. Images that cannot be
     read are reported, the others go on, and the exit code is 1.
@@ -212,6 +217,7 @@ def explain(
       saccade explain photos/ --bundle bundle --out explained --format overlay --format npz
       saccade explain cat.jpg --bundle bundle --json | jq .class
       saccade explain pets.jpg --bundle bundle --target cat --target dog
+      saccade explain cat.jpg --method dix --model timm:vit_base_patch16_224
       saccade explain photos/ --checkpoint runs/ltx --finetune 25
       saccade explain cat.jpg --method inr --model torchvision:resnet50 --areas 0.05,0.1,0.2
       saccade explain cat.jpg --bundle functions --areas 0.03,0.08 --format mask
@@ -229,14 +235,16 @@ def explain(
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     pixels = int(max_megapixels * 1e6)
+    if method is not None or checkpoint is not None:
+        for package in ("torch", "onnx", "onnxscript", "safetensors"):
+            require(package, extra="train", purpose="explaining in PyTorch")
     if method is not None:
         others = ["bundle", "engine", "providers", "threads", "size", "box"]
         others += ["checkpoint", "steps", "tune", "select", "precision"]
         _refuse_given(context, others, "does not go with --method")
         if spec is None:
             raise click.UsageError("--method needs the classifier: --model SPEC, such as torchvision:resnet50")
-        for package in ("torch", "safetensors"):
-            require(package, extra="train", purpose=f"--method {method}")
+    if method == "inr":
         from ..methods.inr.config import INRConfig
         from ..methods.inr.several import SeveralConfig
         from .inr import INRJob, explain_by_optimisation
@@ -251,16 +259,15 @@ def explain(
             learning_rate=learning_rate,
         )
         masks = None if several is None else SeveralConfig(most=several, area=config.areas[0], margin=margin)
+        assert spec is not None, "checked above"
         job = INRJob(spec, weights or "pretrained", targets, config, masks)
         return explain_by_optimisation(find_images(list(paths)), job, out, formats, batch_size or 16, pixels, as_json)
     _refuse_given(context, ("objective", "baselines", "margin", "updates", "learning_rate"), "belongs to --method inr")
-    if checkpoint is not None or steps is not None:
+    if steps is not None:
         _refuse_given(context, ("areas", "several", "size", "box"), "does not go with --finetune")
         _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")
-        if checkpoint is None or steps is None:
-            raise click.UsageError("--finetune STEPS and --checkpoint DIR go together")
-        for package in ("torch", "safetensors"):
-            require(package, extra="train", purpose="--finetune")
+        if checkpoint is None:
+            raise click.UsageError("--finetune fine-tunes a trained explainer: --checkpoint DIR")
         from .finetune import explain_finetuned
 
         settings = {"steps": steps, "tune": tune, "select": select, "precision": precision}
@@ -278,11 +285,23 @@ def explain(
             weights=weights,
         )
     _refuse_given(context, ("tune", "select", "precision"), "belongs to --finetune")
-    _refuse_given(context, ("spec", "weights"), "belongs to --method or --finetune")
-    if bundle is None:
-        raise click.UsageError("Missing option '--bundle'; or --checkpoint with --finetune, or --model with --method.")
+    running: Engine
     files = find_images(list(paths))
-    running = open_engine(bundle, engine, providers=providers or None, threads=threads)
+    if method is not None or checkpoint is not None:
+        from .in_torch import open_checkpoint, open_method
+
+        _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to PyTorch")
+        if checkpoint is not None:
+            running = open_checkpoint(checkpoint, spec, weights)
+        else:
+            assert method is not None, "one of the two was given"
+            assert spec is not None, "checked above"
+            running = open_method(method, spec, weights)
+    else:
+        _refuse_given(context, ("spec", "weights"), "belongs to --method or --checkpoint")
+        if bundle is None:
+            raise click.UsageError("Missing option '--bundle'; or --method with --model, or --checkpoint.")
+        running = open_engine(bundle, engine, providers=providers or None, threads=threads)
     manifest = running.bundle.manifest
     indices = tuple(running.bundle.target_index(target) for target in targets) or (-1,)
     if max(indices) >= 0 and not manifest.class_specific:

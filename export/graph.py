@@ -83,8 +83,7 @@ class ExplainerGraph(nn.Module):
             (N, M, H, W) in [0, 1], 1 keeps the pixel, M the number of targets or areas; and what a method gives
             besides.
         """
-        pixels = (image.float() / 255).permute(0, 3, 1, 2)  # TensorRT casts uint8 but moves no axes of it
-        normalised = self.explainer.explainee.normalise(pixels)
+        normalised = self._normalised(image)
         if isinstance(self.explainer, AmortizedExplainer):
             return self._function(normalised, target, *query)
         if isinstance(self.explainer, LTXExplainer):
@@ -95,6 +94,15 @@ class ExplainerGraph(nn.Module):
             return logits.softmax(1), torch.where(target < 0, logits.argmax(1), target), mask
         logits, chosen, mask, gap = self.explainer(normalised, target)
         return (logits.softmax(1), chosen, mask) if gap is None else (logits.softmax(1), chosen, mask, gap)
+
+    def predict(self, image: Tensor) -> Tensor:
+        """The probabilities alone, (N, K), of images uint8 (N, H, W, 3)."""
+        probabilities: Tensor = self.explainer.explainee.model(self._normalised(image)).softmax(1)
+        return probabilities
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        pixels = (image.float() / 255).permute(0, 3, 1, 2)  # TensorRT casts uint8 but moves no axes of it
+        return self.explainer.explainee.normalise(pixels)
 
     def _function(self, images: Tensor, target: Tensor, *query: Tensor) -> tuple[Tensor, ...]:
         explainer = self.explainer

@@ -26,7 +26,6 @@ __all__ = [
     "MASK_BAR",
     "MIN_IMAGES",
     "error_of_float32",
-    "explain_in_torch",
     "failures",
     "functions_error",
     "measure_parity",
@@ -41,30 +40,6 @@ PROBABILITY_BAR = 1e-5
 WORST = 4  # images whose error in float32 is measured
 FEW = 4  # images that batch sizes, the second run and the other class are tried with where a method takes many passes
 COSINE_BAR = 0.9999  # where float32 itself is not exact enough for the bar above
-
-
-def explain_in_torch(
-    graph: ExplainerGraph,
-    images: Uint8,
-    target: NDArray[np.int64] | None = None,
-    batch_size: int = 4,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> Explanation:
-    """The original's answers by PyTorch, about the predicted classes unless told otherwise; `on_progress` is told the
-    number of images done.
-    """
-    asked = np.full(len(images), -1, dtype=np.int64) if target is None else target
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            image = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
-            classes = torch.from_numpy(asked[start : start + batch_size])
-            answers = graph(image, classes[:, None] if graph.several_targets else classes)
-            probabilities, chosen, mask = (value.numpy() for value in answers[:3])
-            parts.append((probabilities, chosen.reshape(-1), mask))
-            on_progress(start + len(image))
-    probabilities, target, mask = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Explanation(probabilities=probabilities, target=target, mask=mask)
 
 
 def functions_error(engine: Engine, graph: ExplainerGraph, images: Uint8, target: NDArray[np.int64]) -> float:

@@ -3,87 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from ..accel.bundle import Bundle, file_sha256
-from ..accel.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, FileEntry, Manifest, ParityReport
+from ..accel.engine import run_in_batches
+from ..accel.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, FileEntry
 from ..accel.onnx_engine import OnnxEngine
-from ..contracts import Explanation, Floats, ImageSpec, Uint8
+from ..accel.torch_engine import TorchEngine
+from ..contracts import Explanation, Uint8
 from ..errors import OutputError
 from ..methods.checkpoint import CheckpointRecord
 from ..methods.explainee import Explainee, guest
-from ..methods.gradient.config import METHODS, GradientConfig
+from ..methods.gradient.config import GradientConfig
 from ..methods.gradient.explainer import GradientExplainer
 from ..methods.inr.amortized import AmortizedExplainer
 from ..methods.ltx.model import LTXExplainer
 from ..methods.training.explainer import TrainedExplainer
+from .describe import About, about_gradient, about_trained, describe
 from .graph import ExplainerGraph, TracedExplainer
 from .parity import (
-    BATCHES,
     FEW,
-    error_of_float32,
-    explain_in_torch,
     functions_error,
     measure_parity,
-    probability_error_of_float32,
     require_parity,
 )
-from .to_onnx import OPSET, export_onnx
+from .to_onnx import export_onnx
 
 __all__ = ["GOLDEN_COUNT", "export_gradient", "export_trained"]
 
 GOLDEN_COUNT = 8
-_LTX_FORMS = {"shared": "LTX (shared trunk)", "own": "LTX (own backbone)"}
-_PACKAGES = ("saccade", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
-_UNPROVEN = ParityReport(
-    images=0,
-    batches=(),
-    mask_max_abs=float("inf"),
-    mask_mean_abs=float("inf"),
-    mask_cosine=-1,
-    mask_spearman=-1,
-    mask_top10_iou=0,
-    probabilities_max_abs=float("inf"),
-    targets_equal=False,
-    batch_max_abs=float("inf"),
-    deterministic=False,
-    input_dependence=0,
-)
-
-
-@dataclass(frozen=True)
-class _About:
-    """What the manifest says of an explainer, and what the gate must know."""
-
-    name: str
-    method: str
-    parameters: dict[str, Any]
-    class_specific: bool
-    several_targets: bool
-    image_spec: ImageSpec
-    class_names: tuple[str, ...]
-    explainee: dict[str, str]
-    own_probability_error: Callable[[Uint8, Floats], float]
-    own_error: Callable[[Uint8, NDArray[np.int64], Floats], float] | None = None
-    rounding: float = 1.0
-    batches: Sequence[int] = BATCHES
-    few: int | None = None
-    batch: int = 8
-    areas: tuple[float, ...] = ()
-    parts: int = 1
+_AT_ONCE = 4  # images that PyTorch explains together
 
 
 def export_trained(
@@ -113,31 +70,7 @@ def export_trained(
         OutputError: `out` exists and `overwrite` is not set, or cannot be written.
     """
     assert isinstance(explainer, (LTXExplainer, AmortizedExplainer)), "there are no others"
-    functions = explainer if isinstance(explainer, AmortizedExplainer) else None
-    how = "a coordinate network" if functions else _LTX_FORMS[record.config.form]  # type: ignore[attr-defined]
-    about = _About(
-        name=f"{record.explainee} explained by {how}",
-        method=record.method,
-        parameters={
-            # as JSON gives them back
-            **{
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(record.config).items()
-            },
-            "layers": list(record.layers),
-            "trained_steps": record.step,
-            "data": record.data,
-        },
-        class_specific=explainer.class_specific,
-        several_targets=explainer.class_specific and not functions,
-        areas=record.config.areas if functions else (),  # type: ignore[attr-defined]
-        parts=functions.parts if functions else 1,
-        image_spec=record.image_spec,
-        class_names=record.class_names,
-        explainee={"spec": record.explainee, "weights": Path(record.weights).name, "fingerprint": record.fingerprint},
-        own_probability_error=partial(probability_error_of_float32, explainer.explainee),
-        rounding=max(1.0, functions.network.gain) if functions else 1.0,
-    )
+    about = about_trained(explainer, record)
     with _partial(out, overwrite) as folder, guest(explainer):
         graph = ExplainerGraph(explainer).eval()
         return _finish(graph, graph, about, images, folder, out, any_size, on_stage)
@@ -176,32 +109,7 @@ def export_gradient(
     with _partial(out, overwrite) as folder:
         on_stage("finding the layers")
         explainer = GradientExplainer(explainee, config).eval()
-        about = _About(
-            name=f"{explainee.spec} explained by {METHODS[config.method].partition(':')[0].partition(' (')[0]}",
-            method=config.method,
-            parameters={
-                **{name: value for name, value in asdict(config).items() if name != "batch"},
-                "layers": list(explainer.layers),
-                "steps": explainer.steps,
-                "inner_steps": config.inner_steps_of(explainer.on_attention),
-                "rule": config.quadrature,
-                "points_per_pass": explainer.at_once,
-            },
-            class_specific=config.class_specific,
-            several_targets=False,
-            image_spec=explainee.image_spec,
-            class_names=explainee.class_names,
-            explainee={
-                "spec": explainee.spec,
-                "weights": Path(explainee.weights).name,
-                "fingerprint": explainee.fingerprint,
-            },
-            own_probability_error=partial(probability_error_of_float32, explainee),
-            own_error=partial(error_of_float32, explainer),
-            batches=sorted({1, 2, min(7, explainer.batch), explainer.batch}),
-            few=FEW if config.integrates else None,
-            batch=explainer.batch,
-        )
+        about = about_gradient(explainer)
         on_stage("tracing the gradients")
         traced = ExplainerGraph(TracedExplainer(explainer)).eval()
         return _finish(ExplainerGraph(explainer).eval(), traced, about, images, folder, out, any_size, on_stage)
@@ -237,7 +145,7 @@ def _partial(out: Path, overwrite: bool) -> Iterator[Path]:
 def _finish(
     original_graph: ExplainerGraph,
     graph: nn.Module,
-    about: _About,
+    about: About,
     images: Uint8,
     folder: Path,
     out: Path,
@@ -263,8 +171,10 @@ def _finish(
     target = np.full(len(images), -1, dtype=np.int64)
     if about.class_specific:
         target[1::2] = np.arange(1, len(images), 2) % len(about.class_names)
-    original = explain_in_torch(original_graph, images, target, on_progress=asking("PyTorch"))
-    manifest = _describe(about, original, any_size, _UNPROVEN, {})
+    manifest = describe(about, any_size=any_size)
+    original = run_in_batches(
+        TorchEngine(Bundle(folder, manifest), original_graph), images, target, _AT_ONCE, asking("PyTorch")
+    )
     asking("ONNX Runtime")(0)
     engine = OnnxEngine(Bundle(folder, manifest))
     report = measure_parity(
@@ -289,7 +199,7 @@ def _finish(
         name: FileEntry(sha256=file_sha256(folder / name), bytes=(folder / name).stat().st_size)
         for name in (GRAPH_FILE, GOLDEN_FILE)
     }
-    manifest = _describe(about, original, any_size, report, files)
+    manifest = describe(about, any_size=any_size, report=report, files=files)
     on_stage("writing the bundle")
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     folder.chmod(0o755)
@@ -297,32 +207,6 @@ def _finish(
         shutil.rmtree(out)
     os.replace(folder, out)
     return Bundle(out, manifest)
-
-
-def _describe(
-    about: _About, original: Explanation, any_size: bool, report: ParityReport, files: dict[str, FileEntry]
-) -> Manifest:
-    return Manifest(
-        name=about.name,
-        method=about.method,
-        parameters=about.parameters,
-        class_specific=about.class_specific,
-        several_targets=about.several_targets,
-        areas=about.areas,
-        parts=about.parts,
-        image=about.image_spec,
-        any_size=any_size,
-        mask_size=(int(original.mask.shape[2]), int(original.mask.shape[3])),
-        class_names=about.class_names,
-        batch=about.batch,
-        splits=about.few is not None,
-        explainee=about.explainee,
-        opset=OPSET,
-        versions={package: version(package) for package in _PACKAGES},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        files=files,
-        parity=report,
-    )
 
 
 def _write_golden(path: Path, images: Uint8, target: NDArray[np.int64], original: Explanation) -> None:

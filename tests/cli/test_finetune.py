@@ -98,8 +98,7 @@ def test_a_class_without_a_pretrained_mask_is_not_compared(saccade_command: Run,
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--finetune", 2], 2, "go together"),
-        (["--checkpoint", SHARED], 2, "go together"),
+        (["--finetune", 2], 2, "--finetune fine-tunes a trained explainer: --checkpoint DIR"),
         (["--checkpoint", SHARED, "--finetune", 2, "--bundle", "x"], 2, "--bundle"),
         (["--checkpoint", SHARED, "--finetune", 2, "--threads", 1], 2, "--threads"),
         (["--bundle", "x", "--tune", "mask"], 2, "--tune belongs to --finetune"),

@@ -106,7 +106,7 @@ def test_what_a_network_cannot_do_is_said(
     for options in (("--areas", "0.1"), ("--several", 2), ("--size", "64"), ("--box", "0,0,0.5,0.5")):
         code, _, said = saccade_command("explain", photos, "--bundle", tiny_bundle_kept, *options)
         assert code == 1
-        assert "functions of both are trained with: saccade train inr" in said
+        assert "functions of both come from: saccade train inr" in said
     for options, reason in (
         (("--size", "0"), "'0' is not a size in pixels"),
         (("--size", "64x"), "'64x' is not a size in pixels"),

@@ -19,10 +19,9 @@ from saccade.accel.verify import batch_bar
 from saccade.contracts import Explanation, ImageSpec
 from saccade.errors import OutputError, ParityError, UsageError
 from saccade.evaluate.scene_material import load_photograph
-from saccade.export.graph import ExplainerGraph
+from saccade.export.in_torch import gradients_in_torch, trained_in_torch
 from saccade.export.parity import (
     error_of_float32,
-    explain_in_torch,
     failures,
     measure_parity,
     probability_error_of_float32,
@@ -150,10 +149,8 @@ def test_the_gate_sees_each_difference(
     change: Callable[[Explanation], Explanation],
     words: str,
 ) -> None:
-    from saccade.export.graph import ExplainerGraph
-
     bundle = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
-    original = explain_in_torch(ExplainerGraph(explainer), images)
+    original = trained_in_torch(explainer, record_of(explainer)).run(images)
     report = measure_parity(open_engine(bundle), images, original, class_specific=False)
     assert failures(report) == []
     doctored = measure_parity(open_engine(bundle), images, change(original), class_specific=False)
@@ -166,7 +163,7 @@ def test_pytorch_s_own_error_is_that_of_the_masks_that_the_graph_is_held_against
 ) -> None:
     explainer = GradientExplainer(tiny_explainee, GradientConfig(method="ig", steps=3))
     target = np.arange(4) % 5
-    original = explain_in_torch(ExplainerGraph(explainer), images[:4], target)
+    original = gradients_in_torch(explainer).run(images[:4], target)
     small = error_of_float32(explainer, images[:4], target, original.mask)
     assert 0 < small < 1e-3
     flipped = original.mask.copy()  # as where the batch rounds to the other side of a kink
@@ -178,7 +175,7 @@ def test_probabilities_are_held_against_what_float32_can_tell(
     explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
 ) -> None:
     bundle = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
-    original = explain_in_torch(ExplainerGraph(explainer), images)
+    original = trained_in_torch(explainer, record_of(explainer)).run(images)
     explainee = explainer.explainee
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
     model = copy.deepcopy(explainee.model).double()
@@ -211,7 +208,7 @@ def test_steep_masks_may_depend_on_the_batch_as_their_rounding_does_but_not_beyo
     explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
 ) -> None:
     bundle = export_trained(explainer, record_of(explainer), images, tmp_path / "bundle")
-    original = explain_in_torch(ExplainerGraph(explainer), images)
+    original = trained_in_torch(explainer, record_of(explainer)).run(images)
     for rounding, expected in ((1.0, 1e-5), (6.0, 6e-5), (1000.0, 1e-4)):
         report = measure_parity(open_engine(bundle), images, original, class_specific=False, rounding=rounding)
         assert batch_bar(report) == pytest.approx(expected)

@@ -1,0 +1,159 @@
+"""What engines have in common: what they are asked is checked, and large or multiple requests are taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contracts import Explanation, Floats, MaskQuery, Uint8
+from ..errors import OutOfMemory, UsageError
+from .bundle import Bundle
+from .engine import run_in_batches
+from .memory import physical_bytes
+
+__all__ = ["Answer", "GraphEngine", "smaller"]
+
+Answer = Literal["mask", "parts", "probabilities"]
+_COPIES = 2  # of rendered masks: the graph holds one, results are made from another
+
+
+class GraphEngine:
+    """An engine that runs one graph; what runs it is a subclass.
+
+    Args:
+        bundle: an opened bundle.
+    """
+
+    name: str
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    def run(
+        self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None
+    ) -> Explanation:
+        """Predict and explain a batch; see `Engine.run`.
+
+        Raises:
+            UsageError: images of another shape or dtype, a target class that is not there, or a query for masks that
+                the bundle does not hold.
+            OutOfMemory: the batch does not fit.
+        """
+        images, manifest = self._checked_images(images), self.bundle.manifest
+        asked = query or MaskQuery()
+        if query is not None:
+            self._check_query(query)
+        if asked.parts == 1:  # the first of several is the mask itself
+            asked = query = replace(asked, areas=(asked.areas or manifest.areas)[:1], parts=0)
+        classes = self._checked_target(target, len(images))
+        if manifest.splits and len(images) > manifest.batch:
+            return run_in_batches(self, images, classes, manifest.batch)
+        if classes.ndim == 2 and not manifest.several_targets:
+            return self._one_after_the_other(images, classes, query)
+        feeds: dict[str, Any] = {
+            "image": images,
+            "target": classes.reshape(len(images), -1) if manifest.several_targets else classes,
+        }
+        if manifest.areas:
+            feeds["areas"] = np.array(asked.areas or manifest.areas, dtype=np.float32)
+            feeds["rows"], feeds["columns"] = asked.places(manifest.mask_size)
+            self._check_room(feeds, asked.parts or len(feeds["areas"]))
+        answers = self._answers("parts" if asked.parts else "mask", feeds)
+        probabilities, chosen = answers.pop("probabilities"), answers.pop("target_class")
+        mask = answers.pop("parts")[:, : asked.parts] if asked.parts else answers.pop("mask")
+        return Explanation(
+            probabilities=probabilities, target=chosen.reshape(classes.shape), mask=mask, diagnostics=answers
+        )
+
+    def probabilities(self, images: Uint8) -> Floats:
+        """Predict a batch, (N, K), by a second graph cut out of the same file; see `Engine.probabilities`."""
+        images = self._checked_images(images)
+        return np.asarray(self._answers("probabilities", {"image": images})["probabilities"])
+
+    def _answers(self, what: Answer, feeds: dict[str, Any]) -> dict[str, Any]:
+        """The graph's outputs, by name, for inputs by name; of probabilities those alone.
+
+        Raises:
+            OutOfMemory: the batch does not fit.
+        """
+        raise NotImplementedError
+
+    def _check_query(self, query: MaskQuery) -> None:
+        manifest = self.bundle.manifest
+        if not manifest.areas:
+            raise UsageError(
+                "this explainer's masks have one area and one size; functions of both come from: saccade train inr"
+            )
+        if query.parts > max(1, manifest.parts):
+            gives = f"{manifest.parts} masks without a common pixel" if manifest.parts > 1 else "one mask"
+            raise UsageError(
+                f"this explainer was trained for {gives}, not {query.parts}; train another with --parts {query.parts}"
+            )
+        replace(query, areas=query.areas or manifest.areas)  # do so many masks fit side by side?
+
+    def _check_room(self, feeds: dict[str, Any], masks: int) -> None:
+        """Refuse masks that no memory of this machine can hold, before the system ends the process for them."""
+        height, width, count = len(feeds["rows"]), len(feeds["columns"]), len(feeds["image"])
+        needed, room = _COPIES * 4 * count * masks * height * width, physical_bytes()
+        if room is not None and needed > room:
+            raise OutOfMemory(
+                f"{count * masks} masks of {height}×{width} pixels take {needed / 2**30:.0f} GiB while they are made, "
+                f"more than this machine has; {smaller(feeds)}"
+            )
+
+    def _one_after_the_other(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None) -> Explanation:
+        """Several classes of each image by a graph that takes one."""
+        parts = [self.run(images, column, query) for column in classes.T]
+        return Explanation(
+            probabilities=parts[0].probabilities,
+            target=np.stack([part.target for part in parts], 1),
+            mask=np.concatenate([part.mask for part in parts], 1),
+            diagnostics={
+                name: np.stack([part.diagnostics[name] for part in parts], 1) for name in parts[0].diagnostics
+            },
+        )
+
+    def _checked_images(self, images: Uint8) -> Uint8:
+        images = np.asarray(images)
+        spec = self.bundle.manifest.image
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
+            raise UsageError(f"images are uint8 (N, H, W, 3) with N ≥ 1, not {images.dtype} {images.shape}")
+        if not self.bundle.manifest.any_size and images.shape[1:3] != spec.size:
+            raise UsageError(
+                f"this explainer takes images of {spec.size[0]}×{spec.size[1]} pixels, "
+                f"not {images.shape[1]}×{images.shape[2]}; "
+                "resize them with saccade.resize_image, or export with --any-size"
+            )
+        return np.ascontiguousarray(images)
+
+    def _checked_target(self, target: NDArray[np.int64] | int | None, count: int) -> NDArray[np.int64]:
+        if target is None:
+            return np.full(count, -1, dtype=np.int64)
+        chosen = np.asarray(target)
+        several = chosen.ndim == 2 and len(chosen) == count and chosen.shape[1] > 0
+        if chosen.dtype.kind not in "iu" or not (several or chosen.shape in ((), (count,))):
+            raise UsageError(
+                f"target is one class index, or one for each of the {count} images, or several for each (N, T); not "
+                f"{chosen.dtype} {chosen.shape}"
+            )
+        if several and not self.bundle.manifest.class_specific:
+            raise UsageError(
+                "this explainer is about the predicted class only; one for any class is trained with --class-conditional"
+            )
+        classes = len(self.bundle.manifest.class_names)
+        if chosen.size and (chosen.min() < -1 or chosen.max() >= classes):
+            raise UsageError(f"target classes go from 0 to {classes - 1}, or -1 for the predicted class; not {target}")
+        return np.array(chosen if several else np.broadcast_to(chosen, (count,)), dtype=np.int64)
+
+
+def smaller(feeds: dict[str, Any]) -> str:
+    """What to ask for in place of what does not fit."""
+    count, (height, width) = len(feeds["image"]), feeds["image"].shape[1:3]
+    if count > 1:
+        return f"try --batch-size {max(1, count // 4)}"
+    if "rows" in feeds and len(feeds["rows"]) * len(feeds["columns"]) > height * width:
+        return "ask for a smaller --size, or for one part of the image after another with --box"
+    return "free some memory or use a smaller model"
