@@ -50,7 +50,9 @@ class TorchEngine(GraphEngine):
 
     @torch.no_grad()
     def _answers(self, what: Answer, feeds: dict[str, Any]) -> dict[str, Any]:
-        inputs = [torch.from_numpy(np.require(value, requirements=["C", "W"])).to(self.device) for value in feeds.values()]
+        inputs = [
+            torch.from_numpy(np.require(value, requirements=["C", "W"])).to(self.device) for value in feeds.values()
+        ]
         try:
             if what == "probabilities":
                 return {what: self.graph.predict(inputs[0]).cpu().numpy()}
