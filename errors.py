@@ -9,7 +9,7 @@ SaccadeError                 every error of ours; the command line prints it as 
 ├── OutOfMemory              a batch that does not fit
 ├── ParityError              an export or engine whose explanations are not those of the original
 ├── OutputError              a file or folder that cannot be written
-└── MissingDependencyError   an optional package, with the line that installs it
+└── MissingDependencyError   an optional package that is not there or broken, with the line that installs it
 
 Each message says what is wrong, what there is instead, and what to do.
 """
@@ -75,7 +75,7 @@ class OutputError(SaccadeError):
 
 
 class MissingDependencyError(SaccadeError):
-    """An optional package is not installed."""
+    """An optional package is not installed, or cannot be imported."""
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

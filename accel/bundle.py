@@ -38,7 +38,9 @@ class Golden:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and its manifest. The files' hashes were checked."""
+    """A bundle: its folder and its manifest. `open_bundle` has checked the files' hashes; of an explainer that runs in
+    PyTorch it is the manifest alone, and there are no files.
+    """
 
     path: Path
     manifest: Manifest

@@ -141,7 +141,8 @@ class GraphEngine:
             )
         if several and not self.bundle.manifest.class_specific:
             raise UsageError(
-                "this explainer is about the predicted class only; train one for any class with --class-conditional"
+                "this explainer is about the predicted class only; take another method, or train one with "
+                "--class-conditional"
             )
         classes = len(self.bundle.manifest.class_names)
         if chosen.size and (chosen.min() < -1 or chosen.max() >= classes):

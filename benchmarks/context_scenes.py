@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--area", type=float, default=0.08)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=INRConfig().steps)
     parser.add_argument("--baselines", nargs="+", default=["mean", "blur"], help="of a removed pixel, in turn")
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--tries", type=int, default=SeveralConfig().tries, help="of each mask")

@@ -46,7 +46,8 @@ __all__ = ["explain"]
     "--batch-size",
     type=click.IntRange(1),
     metavar="N",
-    help="Images per call of the engine. [default: what the bundle was made for, mostly 8; 16 with --finetune]",
+    help="Images per call of the engine. [default: what the explainer was made for, mostly 8; 16 with --finetune and "
+    "--method inr]",
 )
 @click.option(
     "--max-megapixels",
@@ -87,7 +88,7 @@ __all__ = ["explain"]
     default="0.05,0.1,0.2,0.3",
     show_default=True,
     metavar="A,B,…",
-    help="Fractions of the image that masks keep: with --method inr, or a bundle of train inr.",
+    help="Fractions of the image that masks keep: with --method inr, or an explainer of train inr.",
 )
 @click.option(
     "--several",
@@ -99,13 +100,13 @@ __all__ = ["explain"]
     "--size",
     type=ImageSize(),
     metavar="H[xW]",
-    help="Pixels of the masks of a bundle of train inr, as npz holds them. [default: the model's input size]",
+    help="Pixels of the masks of an explainer of train inr, as npz holds them. [default: the model's input size]",
 )
 @click.option(
     "--box",
     type=Box(),
     metavar="L,T,R,B",
-    help="Render only this part of the masks of a bundle of train inr, as fractions of what the model sees.",
+    help="Render only this part of the masks of an explainer of train inr, as fractions of what the model sees.",
 )
 @click.option(
     "--objective",
@@ -235,9 +236,6 @@ def explain(
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     pixels = int(max_megapixels * 1e6)
-    if method is not None or checkpoint is not None:
-        for package in ("torch", "onnx", "onnxscript", "safetensors"):
-            require(package, extra="train", purpose="explaining in PyTorch")
     if method is not None:
         others = ["bundle", "engine", "providers", "threads", "size", "box"]
         others += ["checkpoint", "steps", "tune", "select", "precision"]
@@ -245,6 +243,8 @@ def explain(
         if spec is None:
             raise click.UsageError("--method needs the classifier: --model SPEC, such as torchvision:resnet50")
     if method == "inr":
+        for package in ("torch", "safetensors"):
+            require(package, extra="train", purpose="--method inr")
         from ..methods.inr.config import INRConfig
         from ..methods.inr.several import SeveralConfig
         from .inr import INRJob, explain_by_optimisation
@@ -268,6 +268,8 @@ def explain(
         _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")
         if checkpoint is None:
             raise click.UsageError("--finetune fine-tunes a trained explainer: --checkpoint DIR")
+        for package in ("torch", "safetensors"):
+            require(package, extra="train", purpose="--finetune")
         from .finetune import explain_finetuned
 
         settings = {"steps": steps, "tune": tune, "select": select, "precision": precision}
@@ -288,15 +290,18 @@ def explain(
     running: Engine
     files = find_images(list(paths))
     if method is not None or checkpoint is not None:
+        _refuse_given(context, ("bundle",), "does not go with --checkpoint; give one of them")
+        _refuse_given(context, ("engine", "providers", "threads"), "belongs to a bundle, not to PyTorch")
+        for package in ("torch", "onnx", "onnxscript", "safetensors"):
+            require(package, extra="train", purpose="explaining in PyTorch")
         from .in_torch import open_checkpoint, open_method
 
-        _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to PyTorch")
         if checkpoint is not None:
             running = open_checkpoint(checkpoint, spec, weights)
         else:
             assert method is not None, "one of the two was given"
             assert spec is not None, "checked above"
-            running = open_method(method, spec, weights)
+            running = open_method(method, spec, weights, batch_size)
     else:
         _refuse_given(context, ("spec", "weights"), "belongs to --method or --checkpoint")
         if bundle is None:
@@ -307,8 +312,8 @@ def explain(
     if max(indices) >= 0 and not manifest.class_specific:
         if len(indices) > 1:
             raise UsageError(
-                "this explainer explains the predicted class only; leave out --target, or train one with "
-                "--class-conditional"
+                "this explainer explains the predicted class only; leave out --target, take another method, or train "
+                "one with --class-conditional"
             )
         click.echo(
             "Note: this explainer explains the predicted class only; its masks show the evidence for the prediction; "

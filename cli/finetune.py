@@ -23,7 +23,7 @@ from ..contracts import Uint8
 from ..errors import UsageError
 from ..evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from ..methods.checkpoint import load_checkpoint
-from ..methods.features import device_of
+from ..methods.features import best_device, device_of
 from ..methods.fold import fast_for_input_gradients
 from ..methods.ltx.config import LTXConfig
 from ..methods.ltx.finetune import FinetuneConfig, FineTuned, finetune
@@ -94,7 +94,7 @@ def explain_finetuned(
             f"'{checkpoint}' is a checkpoint of train {record.method}; --finetune goes on from one of train ltx"
         )
     losses = record.config
-    explainer.to("cuda" if torch.cuda.is_available() else "cpu")
+    explainer.to(best_device())
     asked = asked_classes(targets, record.class_names)
     gains = _Gains()
     classifier = fast_for_input_gradients(explainer.explainee).model

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..accel.image import ImageSource
 from ..accel.results import Failure, ImageExplanation, together
 from ..methods.explainee import Explainee, load_explainee
-from ..methods.features import device_of
+from ..methods.features import best_device, device_of
 from ..methods.fold import fast_for_input_gradients
 from ..methods.inr.config import INRConfig
 from ..methods.inr.fit import Fitted, fit_masks
@@ -74,7 +74,7 @@ def explain_by_optimisation(
         The exit code: 1 if an image could not be read.
     """
     explainee = load_explainee(resolve_model(job.spec), job.weights)
-    explainee.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    explainee.model.to(best_device())
     explainee = fast_for_input_gradients(explainee)
     asked = asked_classes(job.targets, explainee.class_names)
     rounds = job.several.most if job.several else 1

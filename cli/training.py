@@ -12,6 +12,7 @@ from ..contracts import Floats, Uint8
 from ..errors import SaccadeError, UsageError
 from ..methods.checkpoint import has_checkpoint, load_networks, read_history, read_record, save_samples
 from ..methods.explainee import Explainee, load_explainee
+from ..methods.features import best_device
 from ..methods.train import StepReport, masks_of, train_explainer
 from ..methods.trained import method_of
 from ..methods.training.config import TrainingConfig
@@ -164,7 +165,7 @@ def _explained(explainer: TrainedExplainer, images: Uint8) -> tuple[list[str], F
 
 def _device(name: str | None) -> str:
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device().type
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

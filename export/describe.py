@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..accel.manifest import FileEntry, Manifest, ParityReport
@@ -161,8 +162,12 @@ def describe(
         splits=about.few is not None,
         explainee=about.explainee,
         opset=OPSET,
-        versions={package: version(package) for package in _PACKAGES},
+        versions={package: _version(package) for package in _PACKAGES},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         files=dict(files),
         parity=report,
     )
+
+
+def _version(package: str) -> str:
+    return ort.__version__ if package == "onnxruntime" else version(package)  # which comes by several names

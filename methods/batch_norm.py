@@ -31,7 +31,7 @@ def right_batch_norm_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def _watch(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-    if output.requires_grad and output.ndim == 4 and len(output) == 1:
+    if output.requires_grad and output.ndim == 4 and output.shape[0] == 1:
         given = _is_clear(inputs[0] if inputs else named["input"])
 
         def clear(gradient: Tensor) -> Tensor:

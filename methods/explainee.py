@@ -63,9 +63,11 @@ class Explainee:
         branches: Branches = "keep",
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """What masks (N, A, H, W) keep or remove of images (N, 3, H, W), normalised; see `perturb`."""
-        spec = self.image_spec
-        return perturb(images, masks, baseline, branches, mean=spec.mean, std=spec.std, dtype=dtype)
+        """What masks (N, A, H, W) keep or remove of images (N, 3, H, W), normalised, in the images' precision unless
+        told otherwise; see `perturb`.
+        """
+        mean, std = self.image_spec.mean, self.image_spec.std
+        return perturb(images, masks, baseline, branches, mean=mean, std=std, dtype=dtype or images.dtype)
 
 
 def load_explainee(

@@ -13,7 +13,15 @@ from ..contracts import ImageSpec
 from ..errors import ModelError, suggest
 from .attention_tap import AttentionTap
 
-__all__ = ["FeatureShape", "capture", "default_layers", "device_of", "feature_shapes", "noise_images"]
+__all__ = [
+    "FeatureShape",
+    "best_device",
+    "capture",
+    "default_layers",
+    "device_of",
+    "feature_shapes",
+    "noise_images",
+]
 
 _MOST_FINER = 4  # times as many positions a side as the next coarser map; a finer one says little about classes
 FeatureShape = tuple[int, int, int]  # channels, height, width
@@ -140,6 +148,11 @@ def feature_shapes(model: nn.Module, layers: Sequence[str], image_spec: ImageSpe
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's weights lie."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def noise_images(model: nn.Module, image_spec: ImageSpec, count: int) -> Tensor:

@@ -80,7 +80,9 @@ def branches_of(keep: bool, remove: bool) -> Branches:
 
 
 def by_branch(branches: Branches, answers: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What a classifier said about what is kept and about what is removed; None of a branch that is not there."""
+    """What belongs to what is kept and to what is removed, such as a classifier's answers; None of a branch that is not
+    there.
+    """
     first, last = answers.tensor_split(2) if branches == "both" else (answers, answers)
     return (None if branches == "remove" else first, None if branches == "keep" else last)
 

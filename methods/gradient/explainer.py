@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
 from ..attention import AttentionTap, attention_layout
+from ..batch_norm import right_batch_norm_gradients
 from ..explainee import Explainee
-from ..features import FeatureShape, capture, default_layers, feature_shapes, noise_images
+from ..features import FeatureShape, capture, default_layers, device_of, feature_shapes, noise_images
 from ..fold import folded
 from ..quadrature import quadrature
 from ..representation import linear_head, logits_of, run_from
@@ -115,7 +116,7 @@ class GradientExplainer(nn.Module):
         self.at_once = config.points_per_pass
         self.batch = max(_BATCH, config.batch)
         self._attribute, grid = self._choose()
-        self.mask = MapToMask(grid, explainee.image_spec.size)
+        self.mask = MapToMask(grid, explainee.image_spec.size).to(device_of(self.classifier))
 
     def forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Predict and explain.
@@ -133,7 +134,8 @@ class GradientExplainer(nn.Module):
     def attribute(self, images: Tensor, target: Tensor) -> Attributed:
         """The prediction and the raw map; arguments as for `forward`."""
         images = images.detach()
-        with AttentionTap():  # attention spelled out: the fused operator's gradient has no forward form
+        # attention spelled out: the fused operator's gradient has no forward form
+        with AttentionTap(), right_batch_norm_gradients(self.classifier):
             with torch.no_grad(), capture(self.classifier, self.layers) as maps:
                 logits = self.classifier(images)
             chosen = torch.where(target < 0, logits.argmax(1), target)

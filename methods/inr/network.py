@@ -15,10 +15,10 @@ __all__ = ["CoordinateNetworks", "area_code", "grid_of_points", "logit"]
 _AREA_SPREAD = 1.5  # of log areas between 0.01 and 1, so that the code is of the order of one
 
 
-def grid_of_points(height: int, width: int, *, device: torch.device | str = "cpu") -> Tensor:
+def grid_of_points(height: int, width: int) -> Tensor:
     """Centres of the pixels of an image, (H·W, 2): x to the right and y downwards, both in (−1, 1); row by row."""
-    y = (2 * torch.arange(height, device=device, dtype=torch.float32) + 1) / height - 1
-    x = (2 * torch.arange(width, device=device, dtype=torch.float32) + 1) / width - 1
+    y = (2 * torch.arange(height, dtype=torch.float32) + 1) / height - 1
+    x = (2 * torch.arange(width, dtype=torch.float32) + 1) / width - 1
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([columns.flatten(), rows.flatten()], 1)
 

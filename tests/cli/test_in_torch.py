@@ -98,7 +98,7 @@ def test_functions_are_rendered_in_pytorch_too(saccade_command: Run, photos: Pat
     ("arguments", "code", "words"),
     [
         (("--method", "dix"), 2, "--method needs the classifier: --model SPEC"),
-        (("--method", "iia9", *MODEL), 1, "there is no method 'iia9'; did you mean iia3"),
+        (("--method", "iia9", *MODEL), 1, "given by --checkpoint; did you mean iia or iia3"),
         (("--method", "dix", *MODEL, "--bundle", "b"), 2, "--bundle does not go with --method"),
         (("--method", "dix", *MODEL, "--checkpoint", SHARED), 2, "--checkpoint does not go with --method"),
         (("--method", "dix", *MODEL, "--steps", 3), 2, "--steps belongs to --method inr"),

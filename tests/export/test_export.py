@@ -171,6 +171,20 @@ def test_pytorch_s_own_error_is_that_of_the_masks_that_the_graph_is_held_against
     assert error_of_float32(explainer, images[:4], target, flipped) == pytest.approx(0.02, abs=small)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "dix2", "iia2", "ig"])
+def test_a_method_on_a_gpu_says_what_it_says_on_a_processor(
+    tiny_explainee: Explainee, images: np.ndarray, method: str
+) -> None:
+    config = GradientConfig(method=method, steps=3)
+    expected = gradients_in_torch(GradientExplainer(tiny_explainee, config)).run(images, 2)
+    moved = replace(tiny_explainee, model=copy.deepcopy(tiny_explainee.model).cuda())
+    found = gradients_in_torch(GradientExplainer(moved, config)).run(images, 2)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-4)
+    np.testing.assert_allclose(found.mask, expected.mask, atol=1e-2)
+
+
 def test_probabilities_are_held_against_what_float32_can_tell(
     explainer: LTXExplainer, images: np.ndarray, tmp_path: Path
 ) -> None:

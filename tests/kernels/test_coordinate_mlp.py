@@ -1,4 +1,4 @@
-"""`coordinate_mlp` against a loop over points, against the project's own networks, and its gradients."""
+"""`coordinate_mlp` against a loop over points, and its gradients."""
 
 from __future__ import annotations
 

@@ -347,6 +347,34 @@ def test_a_batch_gives_what_its_images_give_alone(
                 torch.testing.assert_close(whole[index : index + 1], one, rtol=1e-9, atol=1e-12)
 
 
+class TokensAfterNorm(nn.Module):
+    """A batch norm that is not folded, between the maps that are read and tokens: its gradient comes transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.ReLU())
+        self.norm = nn.BatchNorm2d(6)
+        self.mix, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.maps(x)).flatten(2).transpose(1, 2)
+        logits: Tensor = self.head(torch.tanh(self.mix(tokens)).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("method", ["layercam", "gradcam"])
+def test_one_image_alone_is_right_where_a_batch_norm_s_gradient_comes_from_tokens(
+    method: str, images: Tensor, target: Tensor
+) -> None:
+    explainer = GradientExplainer(
+        explainee_of(exact(TokensAfterNorm()).float()), GradientConfig(method=method, layers=("maps",))
+    )
+    together = explainer(images.float(), target)[2]
+    for index in range(len(images)):
+        alone = explainer(images[index : index + 1].float(), target[index : index + 1])[2]
+        torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=0)
+
+
 # dix2 and dix3 in code mode fail with one point: `_published_dix` divides by len(rule) - 1
 @pytest.mark.parametrize("mode", ["paper", "code"])
 @pytest.mark.parametrize("rule", ["riemann", "gauss", "midpoint"])

@@ -23,6 +23,7 @@ from saccade.methods.inr.extremal import ExtremalConfig, SmoothMaximum, extremal
 from saccade.methods.inr.fit import fit_masks
 from saccade.methods.inr.network import CoordinateNetworks, grid_of_points
 from saccade.methods.inr.several import SeveralConfig, several_masks
+from saccade.methods.perturb import make_baseline
 from saccade.methods.upsample import sample_maps
 
 SIZE = 32
@@ -323,23 +324,29 @@ def test_no_mask_is_looked_for_where_there_is_nothing_to_find(
 
 
 @pytest.mark.parametrize("objective", ["preserve", "delete", "dual"])
+@pytest.mark.parametrize("baseline", ["mean", "blur", "pyramid"])
 def test_the_classifier_never_sees_what_masks_before_have_taken(
-    squares: Explainee, pixels: Tensor, objective: str
+    squares: Explainee, pixels: Tensor, objective: str, baseline: str
 ) -> None:
     free = torch.ones(1, 1, SIZE, SIZE)
     free[0, 0, STRONG[0], STRONG[1]] = 0
     seen: list[Tensor] = []
     hook = squares.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     try:
-        config = INRConfig(areas=(0.1,), objective=objective, **QUICK | {"steps": 3})  # type: ignore[arg-type]
+        settings = QUICK | {"steps": 3, "baselines": (baseline,)}
+        config = INRConfig(areas=(0.1,), objective=objective, **settings)  # type: ignore[arg-type]
         fit_masks(squares, pixels[:1], config, free=free)
     finally:
         hook.remove()
     first, *masked = seen  # the image itself, then what the masks keep and leave
     assert len(masked) >= 3
-    assert float(first[..., STRONG[0], STRONG[1]].abs().min()) > 0.5
+    removed = make_baseline(pixels[:1], "mean" if baseline == "mean" else "blur", squares.image_spec.mean)
+    expected = squares.normalise(removed).expand_as(first)[..., STRONG[0], STRONG[1]]
+    assert float((first[..., STRONG[0], STRONG[1]] - expected).abs().max()) > 0.3
     for shown in masked:
-        assert float(shown[..., STRONG[0], STRONG[1]].abs().max()) < 1e-6  # the mean colour
+        torch.testing.assert_close(
+            shown[..., STRONG[0], STRONG[1]], expected.expand(len(shown), -1, -1, -1), atol=1e-5, rtol=0
+        )
 
 
 def test_baselines_are_taken_in_turn_and_the_least_of_what_a_mask_keeps_counts(
