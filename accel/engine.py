@@ -19,6 +19,7 @@ class Engine(Protocol):
 
     bundle: Bundle
     name: str
+    precision: str
 
     def run(
         self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None

@@ -22,6 +22,7 @@ def open_engine(
     *,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
+    precision: str = "fp32",
     check: bool = True,
 ) -> Engine:
     """Open a bundle in an engine.
@@ -34,16 +35,17 @@ def open_engine(
         engine: ``"onnx"`` (ONNX Runtime).
         providers: execution providers by name, in priority order; default CPU.
         threads: threads for one operator; default: all cores.
+        precision: of the graph: ``"fp32"``, or a lower one with which the bundle was exported.
         check: hold the engine against the golden samples first.
 
     Raises:
-        EngineError: no such engine or provider here; the message says which there are.
+        EngineError: no such engine, provider or precision here; the message says which there are.
         ParityError: the engine computes something else than the original.
     """
     if engine not in ENGINES:
         raise EngineError(f"there is no engine '{engine}'; there are: {', '.join(ENGINES)}")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    made = OnnxEngine(opened, providers=providers, threads=threads)
+    made = OnnxEngine(opened, providers=providers, threads=threads, precision=precision)
     if check:
         ensure_golden(made, made.identity)
     return made

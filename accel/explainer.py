@@ -80,6 +80,7 @@ def open(
     *,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
+    precision: str = "fp32",
 ) -> Explainer:
     """Open a bundle to explain images with it; arguments as `open_engine`.
 
@@ -89,7 +90,7 @@ def open(
         result.class_name, result.probability, result.mask
         result.overlay().save("cat.overlay.png")
     """
-    return Explainer(open_engine(bundle, engine, providers=providers, threads=threads))
+    return Explainer(open_engine(bundle, engine, providers=providers, threads=threads, precision=precision))
 
 
 def _as_sources(images: Iterable[ImageSource] | ImageSource) -> list[ImageSource]:

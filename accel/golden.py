@@ -13,9 +13,10 @@ from ..errors import ParityError
 from .bundle import file_sha256
 from .compare import max_abs
 from .engine import Engine, run_in_batches
-from .manifest import MANIFEST_FILE
+from .manifest import MANIFEST_FILE, PrecisionReport
+from .precision import losses, measure_precision
 
-__all__ = ["compare_golden", "ensure_golden", "run_golden"]
+__all__ = ["compare_golden", "ensure_golden", "golden_precision", "run_golden"]
 
 
 def run_golden(engine: Engine, batch: int) -> Explanation:
@@ -37,18 +38,15 @@ def ensure_golden(engine: Engine, identity: str) -> None:
     """Refuse an engine that does not reproduce the golden samples; a pass is remembered per machine, engine and bundle.
 
     Raises:
-        ParityError: a mask or a probability is further from the original than the bundle's own bars.
+        ParityError: a mask or a probability is further from the original than the bars of the bundle, or of a lower
+            precision.
     """
     marker = _cache_folder() / _key(engine, identity)
     if marker.exists():
         return
-    mask, probabilities = compare_golden(engine)
-    bars = engine.bundle.manifest.parity
-    if not (mask <= bars.mask_bar and probabilities <= bars.probabilities_bar):
+    if found := _failures(engine):
         raise ParityError(
-            f"{identity} does not compute what the original explainer computes: masks differ by up to {mask:.1e} "
-            f"(allowed {bars.mask_bar:.0e}), probabilities by {probabilities:.1e} "
-            f"(allowed {bars.probabilities_bar:.0e}); "
+            f"{identity} does not compute what the original explainer computes: {found}; "
             "use another engine or provider, or export the bundle again"
         )
     try:
@@ -56,6 +54,27 @@ def ensure_golden(engine: Engine, identity: str) -> None:
         marker.touch()
     except OSError:
         pass  # a machine without a writable cache checks again next time
+
+
+def golden_precision(engine: Engine) -> PrecisionReport:
+    """What an engine in lower precision loses on the golden samples."""
+    golden = engine.bundle.golden
+    original = Explanation(probabilities=golden.probabilities, target=golden.target, mask=golden.mask)
+    return measure_precision(run_golden(engine, engine.bundle.manifest.batch), original)
+
+
+def _failures(engine: Engine) -> str:
+    """What is not as the bars of the engine's precision ask; empty if all is."""
+    if engine.precision != "fp32":
+        return "; ".join(losses(golden_precision(engine), engine.precision))
+    mask, probabilities = compare_golden(engine)
+    bars = engine.bundle.manifest.parity
+    if mask <= bars.mask_bar and probabilities <= bars.probabilities_bar:
+        return ""
+    return (
+        f"masks differ by up to {mask:.1e} (allowed {bars.mask_bar:.0e}), probabilities by {probabilities:.1e} "
+        f"(allowed {bars.probabilities_bar:.0e})"
+    )
 
 
 def _key(engine: Engine, identity: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contracts import Explanation, Floats, MaskQuery, Uint8
-from ..errors import OutOfMemory, UsageError
+from ..errors import EngineError, OutOfMemory, UsageError
 from .bundle import Bundle
 from .engine import run_in_batches
 from .memory import physical_bytes
@@ -25,12 +25,20 @@ class GraphEngine:
 
     Args:
         bundle: an opened bundle.
+        precision: of the graph, one that the bundle holds.
     """
 
     name: str
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, precision: str = "fp32") -> None:
+        held = ("fp32", *bundle.manifest.precisions)
+        if precision not in held:
+            raise EngineError(
+                f"the bundle '{bundle.path}' holds no {precision} graph, but {', '.join(held)}; "
+                f"export it again with --precision {precision}"
+            )
         self.bundle = bundle
+        self.precision = precision
 
     def run(
         self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None

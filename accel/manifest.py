@@ -8,7 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..contracts import ImageSpec
 
-__all__ = ["GOLDEN_FILE", "GRAPH_FILE", "MANIFEST_FILE", "SCHEMA_VERSION", "FileEntry", "Manifest", "ParityReport"]
+__all__ = [
+    "GOLDEN_FILE",
+    "GRAPH_FILE",
+    "MANIFEST_FILE",
+    "SCHEMA_VERSION",
+    "FileEntry",
+    "Manifest",
+    "ParityReport",
+    "PrecisionReport",
+]
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -68,6 +77,28 @@ class ParityReport(_Record):
     rounding: float = 1.0
 
 
+class PrecisionReport(_Record):
+    """What a graph in lower precision loses against PyTorch in single, on the worst image.
+
+    Attributes:
+        images: number of images compared.
+        mask_max_abs: largest difference of any mask pixel.
+        mask_cosine: smallest cosine of any image's mask.
+        mask_top10_iou: smallest overlap of the top 10 % pixels of any image's mask.
+        probabilities_max_abs: largest difference of any probability.
+        classes_equal: share of the images for which the same class is predicted.
+        kept: layers that were left in single precision, because the gate did not pass with them.
+    """
+
+    images: int
+    mask_max_abs: float
+    mask_cosine: float
+    mask_top10_iou: float
+    probabilities_max_abs: float
+    classes_equal: float
+    kept: tuple[str, ...] = ()
+
+
 class Manifest(_Record):
     """`manifest.json`.
 
@@ -94,6 +125,7 @@ class Manifest(_Record):
         created: time of the export, UTC, ISO 8601.
         files: every other file of the bundle with its hash.
         parity: the gate's report.
+        precisions: of each lower precision that the bundle holds another graph in, its report.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -116,3 +148,4 @@ class Manifest(_Record):
     created: str
     files: dict[str, FileEntry]
     parity: ParityReport = Field(description="the gate's report")
+    precisions: dict[str, PrecisionReport] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -11,6 +12,7 @@ from ..errors import EngineError, OutOfMemory
 from .bundle import Bundle
 from .graph_engine import Answer, GraphEngine, smaller
 from .onnx_prune import prune_onnx
+from .precision import graph_file
 
 __all__ = ["OnnxEngine"]
 
@@ -24,12 +26,23 @@ class OnnxEngine(GraphEngine):
         bundle: an opened bundle.
         providers: execution providers by name (``"CUDAExecutionProvider"`` or just ``"cuda"``), in priority order.
         threads: threads for one operator; None takes all cores.
+        precision: of the graph, ``"fp32"`` or a lower one that the bundle holds.
+
+    Raises:
+        EngineError: the bundle holds no graph in this precision, or there is no such provider.
     """
 
     name = "onnx"
 
-    def __init__(self, bundle: Bundle, *, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
-        super().__init__(bundle)
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(bundle, precision)
         self.providers = _resolve_providers(providers or ("cpu",))
         self.threads = threads or 0
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -37,7 +50,11 @@ class OnnxEngine(GraphEngine):
     @property
     def identity(self) -> str:
         """Engine, version and providers: what a cached golden pass holds for."""
-        return f"onnxruntime {ort.__version__} {' '.join(self.providers)}"
+        return f"onnxruntime {ort.__version__} {' '.join(self.providers)} {self.precision}"
+
+    @property
+    def _file(self) -> Path:
+        return self.bundle.path / graph_file(self.precision)
 
     def _answers(self, what: Answer, feeds: dict[str, Any]) -> dict[str, Any]:
         session = self._open(what)
@@ -47,7 +64,7 @@ class OnnxEngine(GraphEngine):
     def _open(self, what: Answer) -> ort.InferenceSession:
         """The session that gives the masks, the parts, or the probabilities alone; made when first needed."""
         if what not in self._sessions:
-            graph = self.bundle.graph.read_bytes()
+            graph = self._file.read_bytes()
             if what == "probabilities":
                 graph = prune_onnx(graph, (what,))
             elif self.bundle.manifest.parts > 1:  # ONNX Runtime would compute both
@@ -67,8 +84,10 @@ class OnnxEngine(GraphEngine):
         except MemoryError:
             raise OutOfMemory(f"the bundle '{self.bundle.path}' does not fit into memory") from None
         except Exception as error:  # onnxruntime's exceptions share no public base class
+            hint = "; a processor has no bf16 operators: use --provider cuda, or --precision fp32"
+            hint = hint if self.precision == "bf16" and self.providers == ["CPUExecutionProvider"] else ""
             raise EngineError(
-                f"ONNX Runtime {ort.__version__} cannot load '{self.bundle.graph}': {_line(error)}"
+                f"ONNX Runtime {ort.__version__} cannot load '{self._file}': {_line(error)}{hint}"
             ) from error
         used = session.get_providers()
         if missing := [name for name in self.providers if name not in used]:

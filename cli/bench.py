@@ -47,6 +47,7 @@ def bench(
     engine: str,
     providers: tuple[str, ...],
     threads: int | None,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Measure what an explanation costs: latency, images/s, memory, and the cost in forwards.
@@ -64,7 +65,7 @@ def bench(
     from ..accel.bench import bench_engine, machine
     from ..accel.engines import open_engine
 
-    running = open_engine(bundle, engine, providers=providers or None, threads=threads)
+    running = open_engine(bundle, engine, providers=providers or None, threads=threads, precision=precision)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bars = {batch: progress.add_task(f"batch {batch}", total=1.0) for batch in batch_sizes}
         rows = bench_engine(
@@ -75,7 +76,13 @@ def bench(
             on_progress=lambda batch, done: progress.update(bars[batch], completed=done),
         )
     if as_json:
-        about = {"bundle": str(bundle), "engine": engine, "threads": threads, "machine": machine()}
+        about = {
+            "bundle": str(bundle),
+            "engine": engine,
+            "threads": threads,
+            "precision": precision,
+            "machine": machine(),
+        }
         click.echo(json.dumps([{**vars(row), **about} for row in rows], indent=2))
     else:
         _print(running.bundle.manifest.name, rows)

@@ -114,6 +114,7 @@ def evaluate(
     engine: str,
     providers: tuple[str, ...],
     threads: int | None,
+    precision: str,
     as_json: bool,
 ) -> int:
     """Measure whether a bundle's explanations are faithful; no PyTorch is needed, except by two of the baselines.
@@ -145,7 +146,7 @@ def evaluate(
     from .progress import counting_progress
 
     settings: dict[str, Any] = {"engine": engine, "providers": providers or None, "threads": threads}
-    running = open_engine(bundle, engine, providers=providers or None, threads=threads)
+    running = open_engine(bundle, engine, providers=providers or None, threads=threads, precision=precision)
     manifest = running.bundle.manifest
     images = open_data(
         data, manifest.image, manifest.class_names, masks=masks, count=count, first=first, context=context

@@ -163,14 +163,6 @@ __all__ = ["explain"]
     show_default=True,
     help="With --finetune: what the best step is chosen by; never a label.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="With --finetune: of the classifier's passes; bf16 makes large models about three times as fast where the "
-    "processor has it.",
-)
 @engine_options
 @any_json
 @click.pass_context
@@ -200,10 +192,10 @@ def explain(
     learning_rate: float,
     tune: str,
     select: str,
-    precision: str,
     engine: str,
     providers: tuple[str, ...],
     threads: int | None,
+    precision: str,
     as_json: bool,
 ) -> int:
     """Explain images and folders of images: by a bundle, which needs no PyTorch, or with --method or --checkpoint in
@@ -272,6 +264,8 @@ def explain(
             require(package, extra="train", purpose="--finetune")
         from .finetune import explain_finetuned
 
+        if precision == "fp16":
+            raise click.UsageError("--finetune takes --precision fp32 or bf16")
         settings = {"steps": steps, "tune": tune, "select": select, "precision": precision}
         return explain_finetuned(
             find_images(list(paths)),
@@ -286,12 +280,12 @@ def explain(
             spec=spec,
             weights=weights,
         )
-    _refuse_given(context, ("tune", "select", "precision"), "belongs to --finetune")
+    _refuse_given(context, ("tune", "select"), "belongs to --finetune")
     running: Engine
     files = find_images(list(paths))
     if method is not None or checkpoint is not None:
         _refuse_given(context, ("bundle",), "does not go with --checkpoint; give one of them")
-        _refuse_given(context, ("engine", "providers", "threads"), "belongs to a bundle, not to PyTorch")
+        _refuse_given(context, ("engine", "providers", "threads", "precision"), "belongs to a bundle, not to PyTorch")
         for package in ("torch", "onnx", "onnxscript", "safetensors"):
             require(package, extra="train", purpose="explaining in PyTorch")
         from .in_torch import open_checkpoint, open_method
@@ -306,7 +300,7 @@ def explain(
         _refuse_given(context, ("spec", "weights"), "belongs to --method or --checkpoint")
         if bundle is None:
             raise click.UsageError("Missing option '--bundle'; or --method with --model, or --checkpoint.")
-        running = open_engine(bundle, engine, providers=providers or None, threads=threads)
+        running = open_engine(bundle, engine, providers=providers or None, threads=threads, precision=precision)
     manifest = running.bundle.manifest
     indices = tuple(running.bundle.target_index(target) for target in targets) or (-1,)
     if max(indices) >= 0 and not manifest.class_specific:

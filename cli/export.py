@@ -10,8 +10,10 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
+
     from ..accel.bundle import Bundle
-    from ..accel.manifest import Manifest, ParityReport
+    from ..accel.manifest import Manifest
     from ..methods.gradient.config import GradientConfig
 
 __all__ = ["export"]
@@ -68,6 +70,14 @@ __all__ = ["export"]
     metavar="DIR|scenes",
     help="Images for the parity gate, at least 16. [default: kept with the checkpoint; without one, noise]",
 )
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp16", "bf16"]),
+    help="A lower precision in which the bundle holds the graph as well; repeatable. Layers that the explanation does "
+    "not survive in stay in single precision.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 def export(
     method: str | None,
@@ -86,6 +96,7 @@ def export(
     out: Path,
     any_size: bool,
     data: str | None,
+    precisions: tuple[str, ...],
     overwrite: bool,
 ) -> None:
     """Compile classifier, explainer and preprocessing into one verified ONNX graph.
@@ -98,6 +109,7 @@ def export(
       saccade export --method gradcam --model torchvision:resnet50 --data photos/ --out bundle
       saccade export --method dix --model timm:vit_base_patch16_224 --data photos/ --out bundle
       saccade export --checkpoint runs/ltx --out bundle
+      saccade export --checkpoint runs/ltx --precision fp16 --out bundle
     """
     if method == "help":
         _list_methods()
@@ -114,7 +126,9 @@ def export(
 
     with Console(stderr=True).status("loading the classifier") as status:
         if checkpoint is not None:
-            bundle = _export_checkpoint(checkpoint, spec, weights, data, out, any_size, overwrite, status.update)
+            bundle = _export_checkpoint(
+                checkpoint, spec, weights, data, out, any_size, precisions, overwrite, status.update
+            )
         else:
             from ..methods.gradient.config import ALIASES, GradientConfig
 
@@ -130,10 +144,12 @@ def export(
                 memory_budget=memory_budget,
                 batch=batch,
             )
-            bundle = _export_method(config, spec, weights, classes, data, out, any_size, overwrite, status.update)
+            bundle = _export_method(
+                config, spec, weights, classes, data, out, any_size, precisions, overwrite, status.update
+            )
     if verbose:
         _print_choices(bundle.manifest)
-    _print(bundle.manifest.parity, out, sum(entry.bytes for entry in bundle.manifest.files.values()))
+    _print(bundle.manifest, out)
 
 
 def _export_checkpoint(
@@ -143,6 +159,7 @@ def _export_checkpoint(
     data: str | None,
     out: Path,
     any_size: bool,
+    precisions: tuple[str, ...],
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> Bundle:
@@ -156,7 +173,16 @@ def _export_checkpoint(
     if images is None:
         images = sample_images(data or record.data, record.image_spec)
     explainer, record = load_checkpoint(checkpoint, spec=resolve_model(spec) if spec else None, weights=weights)
-    return export_trained(explainer, record, images, out, any_size=any_size, overwrite=overwrite, on_stage=on_stage)
+    return export_trained(
+        explainer,
+        record,
+        images,
+        out,
+        any_size=any_size,
+        precisions=precisions,
+        overwrite=overwrite,
+        on_stage=on_stage,
+    )
 
 
 def _export_method(
@@ -167,6 +193,7 @@ def _export_method(
     data: str | None,
     out: Path,
     any_size: bool,
+    precisions: tuple[str, ...],
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> Bundle:
@@ -179,7 +206,16 @@ def _export_method(
     explainee = load_explainee(resolve_model(spec), weights, class_names=read_class_names(classes))
     own = data or (SCENES if resolve_model(spec) in SHORT_SPECS.values() else None)
     images = sample_images(own, explainee.image_spec, MIN_IMAGES) if own else noise_images(explainee.image_spec)
-    return export_gradient(explainee, config, images, out, any_size=any_size, overwrite=overwrite, on_stage=on_stage)
+    return export_gradient(
+        explainee,
+        config,
+        images,
+        out,
+        any_size=any_size,
+        precisions=precisions,
+        overwrite=overwrite,
+        on_stage=on_stage,
+    )
 
 
 def _list_methods() -> None:
@@ -211,12 +247,13 @@ def _print_choices(manifest: Manifest) -> None:
     console.print(f"batch: {manifest.batch}", highlight=False)
 
 
-def _print(report: ParityReport, out: Path, size: int) -> None:
+def _print(manifest: Manifest, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from ..accel.verify import batch_bar
 
+    report, size = manifest.parity, sum(entry.bytes for entry in manifest.files.values())
     table = Table(
         title=f"Parity with PyTorch on {report.images} images, batches {', '.join(map(str, report.batches))}",
         title_justify="left",
@@ -236,5 +273,34 @@ def _print(report: ParityReport, out: Path, size: int) -> None:
         table.add_row("change from class to class", f"{report.target_dependence:.3f}", "≥ 0.01")
     console = Console()
     console.print(table)
+    if manifest.precisions:
+        _print_lower_precisions(manifest, console)
     console.print(f"Bundle in [bold]{out}[/bold], {size / 1e6:.1f} MB. Next:", highlight=False)
     console.print(f"  saccade explain photo.jpg --bundle {out}", highlight=False, soft_wrap=True)
+
+
+def _print_lower_precisions(manifest: Manifest, console: Console) -> None:
+    """What each lower precision loses, and what it takes."""
+    from rich.table import Table
+
+    from ..accel.manifest import GRAPH_FILE
+    from ..accel.precision import BARS, graph_file
+
+    table = Table(title="In lower precision", title_justify="left", box=None, pad_edge=False)
+    for heading in ("worst image", "cosine", "top 10 % overlap", "probabilities", "file"):
+        table.add_column(heading, no_wrap=True)
+    whole = manifest.files[GRAPH_FILE].bytes
+    for precision, report in manifest.precisions.items():
+        bars = BARS[precision]
+        table.add_row(
+            precision,
+            f"{report.mask_cosine:.5f} ≥ {bars.cosine}",
+            f"{report.mask_top10_iou:.3f} ≥ {bars.top10_iou}",
+            f"{report.probabilities_max_abs:.1e} ≤ {bars.probabilities}",
+            f"{manifest.files[graph_file(precision)].bytes / whole:.0%}",
+        )
+    console.print(table)
+    for precision, report in manifest.precisions.items():
+        if report.kept:
+            layers = ", ".join(report.kept)
+            console.print(f"{precision}: in single precision are {layers}", highlight=False, soft_wrap=True)

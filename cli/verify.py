@@ -16,7 +16,9 @@ __all__ = ["verify"]
 @bundle_argument
 @engine_options
 @any_json
-def verify(bundle: Path, engine: str, providers: tuple[str, ...], threads: int | None, as_json: bool) -> int:
+def verify(
+    bundle: Path, engine: str, providers: tuple[str, ...], threads: int | None, precision: str, as_json: bool
+) -> int:
     """Prove again that a bundle explains what the original explains; needs no PyTorch.
 
     Checks the files' hashes, PyTorch's own answers kept in the bundle, that two runs and any batch give the same, and
@@ -32,7 +34,9 @@ def verify(bundle: Path, engine: str, providers: tuple[str, ...], threads: int |
 
     opened = open_bundle(bundle)
     hashes = Check("files are unchanged", f"{len(opened.manifest.files)} hashes", "equal", True)
-    running = open_engine(opened, engine, providers=providers or None, threads=threads, check=False)
+    running = open_engine(
+        opened, engine, providers=providers or None, threads=threads, precision=precision, check=False
+    )
     checks = [hashes, *verify_engine(running)]
     passed = all(check.passed for check in checks)
     if as_json:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..accel.manifest import FileEntry, Manifest, ParityReport
+from ..accel.manifest import FileEntry, Manifest, ParityReport, PrecisionReport
 from ..contracts import Floats, ImageSpec, Uint8
 from ..methods.checkpoint import CheckpointRecord
 from ..methods.gradient.config import METHODS
@@ -143,6 +143,7 @@ def describe(
     *,
     any_size: bool = False,
     report: ParityReport = _UNPROVEN,
+    precisions: Mapping[str, PrecisionReport] = MappingProxyType({}),
     files: Mapping[str, FileEntry] = MappingProxyType({}),
 ) -> Manifest:
     """The manifest; without a report that of an explainer that nothing was compiled of yet."""
@@ -166,6 +167,7 @@ def describe(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         files=dict(files),
         parity=report,
+        precisions=dict(precisions),
     )
 
 

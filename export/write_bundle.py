@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..accel.bundle import Bundle, file_sha256
 from ..accel.engine import run_in_batches
 from ..accel.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, FileEntry
 from ..accel.onnx_engine import OnnxEngine
+from ..accel.precision import graph_file
 from ..accel.torch_engine import TorchEngine
 from ..contracts import Explanation, Uint8
 from ..errors import OutputError
@@ -29,6 +30,7 @@ from ..methods.ltx.model import LTXExplainer
 from ..methods.training.explainer import TrainedExplainer
 from .describe import About, about_gradient, about_trained, describe
 from .graph import ExplainerGraph, TracedExplainer
+from .lower_precision import write_half
 from .parity import (
     FEW,
     functions_error,
@@ -50,6 +52,7 @@ def export_trained(
     out: Path,
     *,
     any_size: bool = False,
+    precisions: Sequence[str] = (),
     overwrite: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Bundle:
@@ -62,6 +65,7 @@ def export_trained(
             samples.
         out: folder of the bundle.
         any_size: resize inside the graph.
+        precisions: lower ones, of `PRECISIONS`, in which the bundle holds the graph as well.
         overwrite: replace a bundle that is there.
         on_stage: told what is being done, for a progress display.
 
@@ -73,7 +77,7 @@ def export_trained(
     about = about_trained(explainer, record)
     with _partial(out, overwrite) as folder, guest(explainer):
         graph = ExplainerGraph(explainer).eval()
-        return _finish(graph, graph, about, images, folder, out, any_size, on_stage)
+        return _finish(graph, graph, about, images, folder, out, any_size, precisions, on_stage)
 
 
 def export_gradient(
@@ -83,6 +87,7 @@ def export_gradient(
     out: Path,
     *,
     any_size: bool = False,
+    precisions: Sequence[str] = (),
     overwrite: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Bundle:
@@ -98,6 +103,7 @@ def export_gradient(
         images: as for `export_trained`.
         out: folder of the bundle.
         any_size: resize inside the graph.
+        precisions: lower ones, of `PRECISIONS`, in which the bundle holds the graph as well.
         overwrite: replace a bundle that is there.
         on_stage: told what is being done, for a progress display.
 
@@ -112,7 +118,9 @@ def export_gradient(
         about = about_gradient(explainer)
         on_stage("tracing the gradients")
         traced = ExplainerGraph(TracedExplainer(explainer)).eval()
-        return _finish(ExplainerGraph(explainer).eval(), traced, about, images, folder, out, any_size, on_stage)
+        return _finish(
+            ExplainerGraph(explainer).eval(), traced, about, images, folder, out, any_size, precisions, on_stage
+        )
 
 
 @contextlib.contextmanager
@@ -150,6 +158,7 @@ def _finish(
     folder: Path,
     out: Path,
     any_size: bool,
+    precisions: Sequence[str],
     on_stage: Callable[[str], None],
 ) -> Bundle:
     """Export `graph`, hold it against `original_graph` in PyTorch, and move the bundle to `out`."""
@@ -194,12 +203,16 @@ def _finish(
         found = functions_error(engine, original_graph, images[:FEW], target[:FEW])
         report = report.model_copy(update={"mask_max_abs": max(report.mask_max_abs, found)})
     require_parity(report)
+    reports = {
+        precision: write_half(folder, manifest, precision, images, target, original, on_stage)
+        for precision in dict.fromkeys(precisions)
+    }
     _write_golden(folder / GOLDEN_FILE, images, target, original)
     files = {
         name: FileEntry(sha256=file_sha256(folder / name), bytes=(folder / name).stat().st_size)
-        for name in (GRAPH_FILE, GOLDEN_FILE)
+        for name in (GRAPH_FILE, GOLDEN_FILE, *map(graph_file, reports))
     }
-    manifest = describe(about, any_size=any_size, report=report, files=files)
+    manifest = describe(about, any_size=any_size, report=report, precisions=reports, files=files)
     on_stage("writing the bundle")
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     folder.chmod(0o755)
