@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runtimes import tensorrt_refusal
 
 from saccade.accel.bundle import open_bundle
 from saccade.accel.compare import cosine
@@ -42,6 +43,11 @@ def test_a_bundle_holds_each_precision_once_with_its_report(bundle: Path) -> Non
     for precision in ("fp16", "bf16"):
         assert opened.manifest.files[f"explainer.{precision}.onnx"].bytes < 0.55 * whole
         assert opened.manifest.precisions[precision].mask_cosine > 0.9999
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_tensorrt_builds_an_engine_of_it(bundle: Path, precision: str) -> None:
+    assert tensorrt_refusal(bundle / f"explainer.{precision}.onnx") == ""
 
 
 def test_fp16_runs_on_a_processor_and_explains_the_same(saccade_command: Run, bundle: Path) -> None:
