@@ -61,13 +61,8 @@ class GraphEngine:
             return run_in_batches(self, images, classes, manifest.batch)
         if classes.ndim == 2 and not manifest.several_targets:
             return self._one_after_the_other(images, classes, query)
-        feeds: dict[str, Any] = {
-            "image": images,
-            "target": classes.reshape(len(images), -1) if manifest.several_targets else classes,
-        }
+        feeds = self.inputs(images, classes, asked)
         if manifest.areas:
-            feeds["areas"] = np.array(asked.areas or manifest.areas, dtype=np.float32)
-            feeds["rows"], feeds["columns"] = asked.places(manifest.mask_size)
             self._check_room(feeds, asked.parts or len(feeds["areas"]))
         answers = self._answers("parts" if asked.parts else "mask", feeds)
         probabilities, chosen = answers.pop("probabilities"), answers.pop("target_class")
@@ -80,6 +75,18 @@ class GraphEngine:
         """Predict a batch, (N, K), by a second graph cut out of the same file; see `Engine.probabilities`."""
         images = self._checked_images(images)
         return np.asarray(self._answers("probabilities", {"image": images})["probabilities"])
+
+    def inputs(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None = None) -> dict[str, Any]:
+        """What the graph is given for images and their classes, (N,) or (N, T)."""
+        manifest, query = self.bundle.manifest, query or MaskQuery()
+        feeds: dict[str, Any] = {
+            "image": images,
+            "target": classes.reshape(len(images), -1) if manifest.several_targets else classes,
+        }
+        if manifest.areas:
+            feeds["areas"] = np.array(query.areas or manifest.areas, dtype=np.float32)
+            feeds["rows"], feeds["columns"] = query.places(manifest.mask_size)
+        return feeds
 
     def _answers(self, what: Answer, feeds: dict[str, Any]) -> dict[str, Any]:
         """The graph's outputs, by name, for inputs by name; of probabilities those alone.

@@ -23,7 +23,7 @@ __all__ = [
     "share_of_bars",
 ]
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -35,16 +35,19 @@ class PrecisionBars:
         cosine: of a mask with PyTorch's, at least.
         top10_iou: overlap of the top 10 % of its pixels, at least.
         probabilities: difference of any, at most.
+        faithfulness: difference of insertion and of deletion over the images, at most; None where it is not measured.
     """
 
     cosine: float
     top10_iou: float
     probabilities: float
+    faithfulness: float | None = None
 
 
 BARS: dict[str, PrecisionBars] = {
     "fp16": PrecisionBars(cosine=0.999, top10_iou=0.97, probabilities=0.02),
     "bf16": PrecisionBars(cosine=0.999, top10_iou=0.97, probabilities=0.05),
+    "int8": PrecisionBars(cosine=0.98, top10_iou=0.0, probabilities=0.1, faithfulness=0.01),
 }
 
 
@@ -85,6 +88,11 @@ def losses(report: PrecisionReport, precision: str) -> list[str]:
         )
     if not report.probabilities_max_abs <= bars.probabilities:
         found.append(f"probabilities differ by up to {report.probabilities_max_abs:.3f} (allowed {bars.probabilities})")
+    if bars.faithfulness is not None and report.faithfulness_change is not None:
+        if not report.faithfulness_change <= bars.faithfulness:
+            found.append(
+                f"insertion or deletion differs by {report.faithfulness_change:.4f} (allowed {bars.faithfulness})"
+            )
     return found
 
 

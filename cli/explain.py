@@ -264,7 +264,7 @@ def explain(
             require(package, extra="train", purpose="--finetune")
         from .finetune import explain_finetuned
 
-        if precision == "fp16":
+        if precision not in ("fp32", "bf16"):
             raise click.UsageError("--finetune takes --precision fp32 or bf16")
         settings = {"steps": steps, "tune": tune, "select": select, "precision": precision}
         return explain_finetuned(

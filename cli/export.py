@@ -74,9 +74,14 @@ __all__ = ["export"]
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp16", "bf16"]),
+    type=click.Choice(["fp16", "bf16", "int8"]),
     help="A lower precision in which the bundle holds the graph as well; repeatable. Layers that the explanation does "
     "not survive in stay in single precision.",
+)
+@click.option(
+    "--calibrate",
+    metavar="DIR|scenes",
+    help="With --precision int8: images whose values' ranges are taken. [default: those of the parity gate]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 def export(
@@ -97,6 +102,7 @@ def export(
     any_size: bool,
     data: str | None,
     precisions: tuple[str, ...],
+    calibrate: str | None,
     overwrite: bool,
 ) -> None:
     """Compile classifier, explainer and preprocessing into one verified ONNX graph.
@@ -118,6 +124,8 @@ def export(
 
     if (method is None) == (checkpoint is None):
         raise UsageError("give either --checkpoint DIR or --method NAME --model SPEC")
+    if calibrate and "int8" not in precisions:
+        raise UsageError("--calibrate goes with --precision int8")
     if method is not None and spec is None:
         raise UsageError(f"--method {method} needs the classifier: --model SPEC, for example torchvision:resnet50")
     for package in ("torch", "onnx", "onnxscript", "safetensors"):
@@ -127,7 +135,7 @@ def export(
     with Console(stderr=True).status("loading the classifier") as status:
         if checkpoint is not None:
             bundle = _export_checkpoint(
-                checkpoint, spec, weights, data, out, any_size, precisions, overwrite, status.update
+                checkpoint, spec, weights, data, out, any_size, precisions, calibrate, overwrite, status.update
             )
         else:
             from ..methods.gradient.config import ALIASES, GradientConfig
@@ -145,7 +153,7 @@ def export(
                 batch=batch,
             )
             bundle = _export_method(
-                config, spec, weights, classes, data, out, any_size, precisions, overwrite, status.update
+                config, spec, weights, classes, data, out, any_size, precisions, calibrate, overwrite, status.update
             )
     if verbose:
         _print_choices(bundle.manifest)
@@ -160,6 +168,7 @@ def _export_checkpoint(
     out: Path,
     any_size: bool,
     precisions: tuple[str, ...],
+    calibrate: str | None,
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> Bundle:
@@ -180,6 +189,7 @@ def _export_checkpoint(
         out,
         any_size=any_size,
         precisions=precisions,
+        calibration=sample_images(calibrate, record.image_spec) if calibrate else None,
         overwrite=overwrite,
         on_stage=on_stage,
     )
@@ -194,6 +204,7 @@ def _export_method(
     out: Path,
     any_size: bool,
     precisions: tuple[str, ...],
+    calibrate: str | None,
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> Bundle:
@@ -213,6 +224,7 @@ def _export_method(
         out,
         any_size=any_size,
         precisions=precisions,
+        calibration=sample_images(calibrate, explainee.image_spec) if calibrate else None,
         overwrite=overwrite,
         on_stage=on_stage,
     )
@@ -295,7 +307,7 @@ def _print_lower_precisions(manifest: Manifest, console: Console) -> None:
         table.add_row(
             precision,
             f"{report.mask_cosine:.5f} ≥ {bars.cosine}",
-            f"{report.mask_top10_iou:.3f} ≥ {bars.top10_iou}",
+            f"{report.mask_top10_iou:.3f}" + (f" ≥ {bars.top10_iou}" if bars.top10_iou else ""),
             f"{report.probabilities_max_abs:.1e} ≤ {bars.probabilities}",
             f"{manifest.files[graph_file(precision)].bytes / whole:.0%}",
         )

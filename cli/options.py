@@ -64,7 +64,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--engine``, ``--provider``, ``--threads`` and ``--precision``."""
     function = click.option(
         "--precision",
-        type=click.Choice(["fp32", "fp16", "bf16"]),
+        type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
         default="fp32",
         show_default=True,
         help="Which graph of the bundle: lower precisions are those of export --precision. With explain --finetune, of "

@@ -30,7 +30,7 @@ from ..methods.ltx.model import LTXExplainer
 from ..methods.training.explainer import TrainedExplainer
 from .describe import About, about_gradient, about_trained, describe
 from .graph import ExplainerGraph, TracedExplainer
-from .lower_precision import write_half
+from .lower_precision import write_lower
 from .parity import (
     FEW,
     functions_error,
@@ -53,6 +53,7 @@ def export_trained(
     *,
     any_size: bool = False,
     precisions: Sequence[str] = (),
+    calibration: Uint8 | None = None,
     overwrite: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Bundle:
@@ -66,6 +67,7 @@ def export_trained(
         out: folder of the bundle.
         any_size: resize inside the graph.
         precisions: lower ones, of `PRECISIONS`, in which the bundle holds the graph as well.
+        calibration: of int8, images like `images` whose values' ranges are taken; None for `images`.
         overwrite: replace a bundle that is there.
         on_stage: told what is being done, for a progress display.
 
@@ -77,7 +79,7 @@ def export_trained(
     about = about_trained(explainer, record)
     with _partial(out, overwrite) as folder, guest(explainer):
         graph = ExplainerGraph(explainer).eval()
-        return _finish(graph, graph, about, images, folder, out, any_size, precisions, on_stage)
+        return _finish(graph, graph, about, images, folder, out, any_size, precisions, calibration, on_stage)
 
 
 def export_gradient(
@@ -88,6 +90,7 @@ def export_gradient(
     *,
     any_size: bool = False,
     precisions: Sequence[str] = (),
+    calibration: Uint8 | None = None,
     overwrite: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Bundle:
@@ -104,6 +107,7 @@ def export_gradient(
         out: folder of the bundle.
         any_size: resize inside the graph.
         precisions: lower ones, of `PRECISIONS`, in which the bundle holds the graph as well.
+        calibration: of int8, images like `images` whose values' ranges are taken; None for `images`.
         overwrite: replace a bundle that is there.
         on_stage: told what is being done, for a progress display.
 
@@ -118,9 +122,8 @@ def export_gradient(
         about = about_gradient(explainer)
         on_stage("tracing the gradients")
         traced = ExplainerGraph(TracedExplainer(explainer)).eval()
-        return _finish(
-            ExplainerGraph(explainer).eval(), traced, about, images, folder, out, any_size, precisions, on_stage
-        )
+        original = ExplainerGraph(explainer).eval()
+        return _finish(original, traced, about, images, folder, out, any_size, precisions, calibration, on_stage)
 
 
 @contextlib.contextmanager
@@ -159,6 +162,7 @@ def _finish(
     out: Path,
     any_size: bool,
     precisions: Sequence[str],
+    calibration: Uint8 | None,
     on_stage: Callable[[str], None],
 ) -> Bundle:
     """Export `graph`, hold it against `original_graph` in PyTorch, and move the bundle to `out`."""
@@ -204,7 +208,9 @@ def _finish(
         report = report.model_copy(update={"mask_max_abs": max(report.mask_max_abs, found)})
     require_parity(report)
     reports = {
-        precision: write_half(folder, manifest, precision, images, target, original, on_stage)
+        precision: write_lower(
+            folder, manifest, precision, images, target, original, calibration=calibration, on_stage=on_stage
+        )
         for precision in dict.fromkeys(precisions)
     }
     _write_golden(folder / GOLDEN_FILE, images, target, original)

@@ -19,7 +19,7 @@ from saccade.accel.precision import BARS, losses, measure_precision, share_of_ba
 from saccade.contracts import Explanation, ImageSpec
 from saccade.errors import ParityError
 from saccade.export.half import layer_of, rounded, to_half
-from saccade.export.lower_precision import write_half
+from saccade.export.lower_precision import write_lower
 from saccade.export.to_onnx import export_onnx
 
 TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -140,14 +140,14 @@ def test_layers_whose_numbers_are_too_large_for_fp16_stay_in_single_precision(
 ) -> None:
     network = Network(1e6).eval()
     manifest, target, original = bundle(tmp_path, network, images)
-    report = write_half(tmp_path, manifest, "fp16", images, target, original)
+    report = write_lower(tmp_path, manifest, "fp16", images, target, original)
     assert {"large", "back"} <= set(report.kept)
     assert len(report.kept) < 12
     assert losses(report, "fp16") == []
     stored = {one.name: one.data_type for one in onnx.load(tmp_path / "explainer.fp16.onnx").graph.initializer}
     assert stored["large.weight"] == TensorProto.FLOAT
     assert stored["head.weight"] == TensorProto.FLOAT16
-    report = write_half(tmp_path, manifest, "bf16", images, target, original)  # has the range of single precision
+    report = write_lower(tmp_path, manifest, "bf16", images, target, original)  # has the range of single precision
     assert "large" not in report.kept
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_saved_is_refused_with_the_layer_and_the_number(images: n
             layer.weight.div_(1e12)  # type: ignore[operator]
     manifest, target, original = bundle(tmp_path, network, images)
     with pytest.raises(ParityError, match=r"fp16 does not pass the gate.*cosine with PyTorch's is .* '\S+'; leave"):
-        write_half(tmp_path, manifest, "fp16", images, target, original)
+        write_lower(tmp_path, manifest, "fp16", images, target, original)
     assert not (tmp_path / "explainer.fp16.onnx").exists()
 
 
