@@ -42,6 +42,8 @@ class INRConfig:
         grid: positions a side at which masks are optimised; 0 takes half the image's longer side, at most 56.
         patience: steps without a better objective after which an image is finished; 0 for never.
         seed: of the features and the first weights, the same for every image.
+        gain: factor of the logits of the masks that were found: fewer of their pixels are grey, and the order of the
+            pixels is the same.
     """
 
     areas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
@@ -59,6 +61,7 @@ class INRConfig:
     grid: int = 0
     patience: int = 60
     seed: int = 0
+    gain: float = 1.5
 
     def __post_init__(self) -> None:
         checked_areas(self.areas)
@@ -76,6 +79,7 @@ class INRConfig:
             ("learning rate", self.learning_rate),
             ("area weight", self.area_weight),
             ("frequency", self.frequency),
+            ("gain", self.gain),
         ):
             if not 0 < value < math.inf:
                 raise UsageError(f"the {name} {value} is not positive and finite")

@@ -44,6 +44,7 @@ class Fitted:
         steps: updates of each image, int64 (N,).
         forwards: of the classifier, images over all, for each image: (N,).
         grid: (height, width) of the points at which the networks are asked.
+        gain: factor of their logits.
         free: how much of each point a mask may take, (N, 1, P) in [0, 1]; None for everything.
     """
 
@@ -55,6 +56,7 @@ class Fitted:
     steps: Tensor
     forwards: Tensor
     grid: tuple[int, int]
+    gain: float
     free: Tensor | None
 
     @torch.no_grad()
@@ -63,7 +65,7 @@ class Fitted:
         grid, which is what the classifier was shown.
         """
         asked = self.areas if areas is None else areas.to(self.areas)
-        masks = masks_of_area(self.networks(self.grid, asked), asked, self.free)
+        masks = masks_of_area(self.gain * self.networks(self.grid, asked), asked, self.free)
         rows, columns = grid_of_points(height, 1)[:, 1], grid_of_points(1, width)[:, 0]
         maps = masks.reshape(len(masks), len(asked), *self.grid)
         return sample_maps(maps, rows.to(asked.device), columns.to(asked.device))
@@ -174,7 +176,9 @@ class _Run:
         else:
             self._finish(torch.ones(len(self.left), dtype=torch.bool, device=self.left.device))
         self.done.requires_grad_(False)
-        return Fitted(self.done, self.areas, self.target, self.logits, *self._result(), self.grid, self.free)
+        return Fitted(
+            self.done, self.areas, self.target, self.logits, *self._result(), self.grid, self.config.gain, self.free
+        )
 
     def _update(self, optimizer: torch.optim.Optimizer, areas: Tensor, weight: float, step: int) -> Tensor:
         """One update of masks of some areas; the objective of each image, with the area's weight as configured.
@@ -269,7 +273,7 @@ class _Run:
     @torch.no_grad()
     def _result(self) -> tuple[Tensor, Tensor, Tensor]:
         """Kept probabilities (N, A), steps (N,) and forwards (N,)."""
-        masks = masks_of_area(self.done(self.grid, self.areas), self.areas, self.free)
+        masks = masks_of_area(self.config.gain * self.done(self.grid, self.areas), self.areas, self.free)
         kept = []
         for place in range(len(self.areas)):
             mask = self._masks_of_images(masks[:, place : place + 1])

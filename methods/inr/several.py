@@ -147,10 +147,11 @@ def several_masks(
             if not len(again):
                 break
             which = left[again]
+            # with odds the leading mask would never rest; the gain changes nothing, since only the pixels' order counts
             fitted = fit_masks(
                 explainee,
                 pixels[which],
-                replace(config, areas=areas, odds=False, seed=config.seed + attempt),  # or the leading mask never rests
+                replace(config, areas=areas, odds=False, seed=config.seed + attempt, gain=1.0),
                 target=chosen[which],
                 free=free[which],
                 on_step=lambda step, _, place=place: on_step(place, step),  # type: ignore[misc]

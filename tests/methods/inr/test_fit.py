@@ -96,6 +96,19 @@ def test_networks_compute_what_their_formula_says() -> None:
                 assert float(found[image, place, spot]) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_gain_makes_masks_less_grey_and_keeps_their_area_and_the_order_of_their_pixels(
+    squares: Explainee, pixels: Tensor
+) -> None:
+    fitted = fit_masks(squares, pixels, INRConfig(areas=(0.05, 0.2), gain=1.0, **QUICK))  # type: ignore[arg-type]
+    plain, steep = fitted.render(*fitted.grid), replace(fitted, gain=3.0).render(*fitted.grid)
+    grey = [((masks > 0.1) & (masks < 0.9)).float().mean() for masks in (plain, steep)]
+    assert float(grey[1]) < 0.8 * float(grey[0])
+    torch.testing.assert_close(steep.mean((2, 3)), plain.mean((2, 3)), atol=1e-5, rtol=0)
+    for one, other in zip(plain.flatten(0, 1).flatten(1), steep.flatten(0, 1).flatten(1), strict=True):
+        rising = other[one.argsort(stable=True)]
+        assert float((rising[:-1] - rising[1:]).max()) <= 1e-6
+
+
 @pytest.mark.parametrize("objective", ["preserve", "delete", "dual"])
 def test_a_mask_lies_on_the_evidence_and_has_its_area(squares: Explainee, pixels: Tensor, objective: str) -> None:
     config = INRConfig(areas=(0.05, 0.1), objective=objective, **QUICK | {"steps": 200})  # type: ignore[arg-type]
