@@ -62,7 +62,7 @@ CASES = (
 )
 
 
-def export(explainee: Explainee, config: TrainingConfig, out: Path) -> Bundle:
+def export(explainee: Explainee, config: TrainingConfig, out: Path, precisions: tuple[str, ...] = ()) -> Bundle:
     """A bundle of an untrained explainer whose masks differ from class to class."""
     torch.manual_seed(0)
     images = photographs(explainee.image_spec)
@@ -70,7 +70,8 @@ def export(explainee: Explainee, config: TrainingConfig, out: Path) -> Bundle:
     for name, value in explainer.network.named_parameters():
         if "of_class" in name or name == "last.weight":
             torch.nn.init.normal_(value, 0, 0.2)
-    return export_trained(explainer, CheckpointRecord.of(explainer, config, "photographs", 0), images, out)
+    record = CheckpointRecord.of(explainer, config, "photographs", 0)
+    return export_trained(explainer, record, images, out, precisions=precisions)
 
 
 def main() -> None:

@@ -32,22 +32,29 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from saccade.cli.data import sample_images
 
         images = sample_images("scenes", record.image_spec)
-    export_trained(explainer, record, images, out, precisions=("fp16", "bf16", "fp16"))
+    export_trained(explainer, record, images, out, precisions=("fp16", "bf16", "int8", "fp16"))
     return out
 
 
 def test_a_bundle_holds_each_precision_once_with_its_report(bundle: Path) -> None:
     opened = open_bundle(bundle)  # the hashes of all files
-    assert list(opened.manifest.precisions) == ["fp16", "bf16"]
+    assert list(opened.manifest.precisions) == ["fp16", "bf16", "int8"]
     whole = opened.manifest.files["explainer.onnx"].bytes
-    for precision in ("fp16", "bf16"):
-        assert opened.manifest.files[f"explainer.{precision}.onnx"].bytes < 0.55 * whole
-        assert opened.manifest.precisions[precision].mask_cosine > 0.9999
+    for precision, size, least in (("fp16", 0.55, 0.9999), ("bf16", 0.55, 0.9999), ("int8", 0.35, 0.999)):
+        assert opened.manifest.files[f"explainer.{precision}.onnx"].bytes < size * whole
+        assert opened.manifest.precisions[precision].mask_cosine > least
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_tensorrt_builds_an_engine_of_it(bundle: Path, precision: str) -> None:
     assert tensorrt_refusal(bundle / f"explainer.{precision}.onnx") == ""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_bundle_is_verified_in_each_precision(saccade_command: Run, bundle: Path, precision: str) -> None:
+    code, out, err = saccade_command("verify", bundle, "--precision", precision)
+    assert code == 0, err
+    assert "cosine with PyTorch's" in " ".join(out.split())
 
 
 def test_fp16_runs_on_a_processor_and_explains_the_same(saccade_command: Run, bundle: Path) -> None:
@@ -74,6 +81,14 @@ def test_what_a_bundle_or_an_engine_has_not_is_said(saccade_command: Run, bundle
     code, _, err = saccade_command("verify", bundle, "--precision", "bf16")
     assert code == 1
     assert "a processor has no bf16 operators: use --provider cuda, or --precision fp32" in " ".join(err.split())
+
+
+def test_calibration_is_of_int8(saccade_command: Run, tmp_path: Path) -> None:
+    code, _, err = saccade_command(
+        "export", "--method", "gradcam", "--model", "scenes:resnet", "--calibrate", "scenes", "--out", tmp_path / "b"
+    )
+    assert code == 1
+    assert "--calibrate goes with --precision int8" in err
 
 
 def test_a_graph_in_lower_precision_must_reproduce_the_golden_samples(

@@ -20,6 +20,7 @@ from saccade.contracts import Explanation, ImageSpec
 from saccade.errors import ParityError
 from saccade.export.half import layer_of, rounded, to_half
 from saccade.export.lower_precision import write_lower
+from saccade.export.quantise import prepared, to_int8
 from saccade.export.to_onnx import export_onnx
 
 TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -76,6 +77,28 @@ def test_every_result_is_rounded_but_where_single_precision_stays(
     stored = {one.name: one.data_type for one in half.graph.initializer}
     assert stored["C"] == {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
     assert len(half.SerializeToString()) < len(model.SerializeToString()) + 600  # two bytes a weight, and casts
+
+
+def test_int8_is_within_half_a_step_of_every_weight_and_value(rng: np.random.Generator) -> None:
+    model, (first, bias, last) = two_layers(rng)
+    x = rng.uniform(-1, 1, (64, 6)).astype(np.float32)
+    ready = prepared(model)
+    quantised = to_int8(ready, [{"x": x[row : row + 1]} for row in range(64)])
+    kinds = {one.name: one.data_type for one in quantised.graph.initializer}
+    assert [kinds[name] for name in kinds if name.endswith("_quantized")].count(TensorProto.INT8) == 2
+
+    def step(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+        return np.asarray(np.abs(values).max(axis) / 127 if axis is not None else np.ptp([*values.flat, 0.0]) / 255)
+
+    hidden = np.maximum(x @ first + bias, 0)
+    error = np.abs(x) @ np.tile(step(first, 0), (6, 1)) / 2 + step(x) / 2 * np.abs(first).sum(0) + step(x)
+    largest = error @ np.abs(last) + hidden @ np.tile(step(last, 0), (5, 1)) / 2 + step(hidden) * np.abs(last).sum(0)
+    found, expected = np.log(run(quantised, x)), np.log(run(model, x))
+    both = largest + largest.max(1, keepdims=True)  # of a logit, and of what the softmax divides by
+    assert (np.abs(found - expected) <= both).all()
+    assert np.abs(found - expected).max() > 1e-4
+    kept = to_int8(ready, [{"x": x[:1]}], [node.name for node in ready.graph.node])
+    np.testing.assert_allclose(run(kept, x), run(model, x), rtol=1e-6)
 
 
 class Network(nn.Module):
@@ -149,6 +172,17 @@ def test_layers_whose_numbers_are_too_large_for_fp16_stay_in_single_precision(
     assert stored["head.weight"] == TensorProto.FLOAT16
     report = write_lower(tmp_path, manifest, "bf16", images, target, original)  # has the range of single precision
     assert "large" not in report.kept
+
+
+def test_int8_says_what_it_does_to_insertion_and_deletion(images: np.ndarray, tmp_path: Path) -> None:
+    network = Network(1.0).eval()
+    manifest, target, original = bundle(tmp_path, network, images)
+    report = write_lower(tmp_path, manifest, "int8", images, target, original, calibration=images[:5])
+    assert report.mask_cosine >= BARS["int8"].cosine
+    assert report.faithfulness_change is not None
+    assert 0 <= report.faithfulness_change <= 0.01
+    worse = report.model_copy(update={"faithfulness_change": 0.02})
+    assert losses(worse, "int8") == ["insertion or deletion differs by 0.0200 (allowed 0.01)"]
 
 
 def test_what_cannot_be_saved_is_refused_with_the_layer_and_the_number(images: np.ndarray, tmp_path: Path) -> None:
