@@ -17,7 +17,7 @@ lint: .venv/dev-installed
 	$(BIN)/mypy
 
 test-only: .venv/dev-installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 benchmarks: .venv/dev-installed
 	$(BIN)/python benchmarks/cost.py

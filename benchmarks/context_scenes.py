@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--baselines", nargs="+", default=["mean", "blur"], help="of a removed pixel, in turn")
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--tries", type=int, default=SeveralConfig().tries, help="of each mask")
+    parser.add_argument("--shown", action="store_true", help="only scenes whose classifier is shown to use both")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     explainee = fast_for_input_gradients(load_explainee("python:saccade.evaluate.scenes_models:context"))
@@ -125,7 +126,7 @@ def main() -> None:
             stop = min(start + BATCH, arguments.first + arguments.count)
             scenes = source.batch(range(start, stop))
             survives, shown = used_both(explainee, scenes, config.baselines)
-            both = np.flatnonzero(survives)
+            both = np.flatnonzero(shown if arguments.shown else survives)
             strict.extend(shown[both].tolist())
             if len(both):
                 found: SeveralMasks = several_masks(explainee, to_pixels(scenes)[both], several, config)

@@ -282,6 +282,8 @@ def explain(
         )
     _refuse_given(context, ("tune", "select"), "belongs to --finetune")
     running: Engine
+    if method is None and checkpoint is None and bundle is None:
+        raise click.UsageError("Missing option '--bundle'; or --method with --model, or --checkpoint.")
     files = find_images(list(paths))
     if method is not None or checkpoint is not None:
         _refuse_given(context, ("bundle",), "does not go with --checkpoint; give one of them")
@@ -298,8 +300,7 @@ def explain(
             running = open_method(method, spec, weights, batch_size)
     else:
         _refuse_given(context, ("spec", "weights"), "belongs to --method or --checkpoint")
-        if bundle is None:
-            raise click.UsageError("Missing option '--bundle'; or --method with --model, or --checkpoint.")
+        assert bundle is not None, "checked above"
         running = open_engine(bundle, engine, providers=providers or None, threads=threads, precision=precision)
     manifest = running.bundle.manifest
     indices = tuple(running.bundle.target_index(target) for target in targets) or (-1,)

@@ -49,8 +49,8 @@ def build_tiny() -> nn.Module:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Two threads, and a cache of golden passes that belongs to this run."""
-    torch.set_num_threads(2)
+    """Two threads, or one of two processes; and a cache of golden passes that belongs to this run."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
 

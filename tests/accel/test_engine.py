@@ -358,7 +358,7 @@ def test_compare_golden_gives_the_largest_differences(tiny_bundle: Path) -> None
 class Doctored:
     """An engine whose answers are changed."""
 
-    name = "doctored"
+    name, precision = "doctored", "fp32"
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.bundle, self.calls = engine, engine.bundle, 0
