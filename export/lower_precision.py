@@ -101,10 +101,10 @@ def write_lower(
         )
         report = measured(answers(keep, every), layers)
     if failed := losses(report, precision):
+        most = f", the most sensitive around '{layers[0]}'" if layers else ""
         raise ParityError(
             f"{precision} does not pass the gate, so no bundle was written: {'; '.join(failed)}; that is with "
-            f"{len(layers)} layers in single precision, the most sensitive around '{layers[0]}'; leave out "
-            f"--precision {precision}"
+            f"{len(layers)} layers in single precision{most}; leave out --precision {precision}"
         )
     onnx.save(converted(keep), folder / graph_file(precision))
     return report

@@ -199,6 +199,14 @@ def test_what_cannot_be_saved_is_refused_with_the_layer_and_the_number(images: n
     assert not (tmp_path / "explainer.fp16.onnx").exists()
 
 
+def test_a_refusal_needs_no_layer_to_name(images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saccade.export.lower_precision.computes", lambda node: False)  # as where only values move
+    monkeypatch.setattr("saccade.export.lower_precision._MOST", 0.0)
+    manifest, target, original = bundle(tmp_path, Network(1e6).eval(), images)
+    with pytest.raises(ParityError, match="with 0 layers in single precision; leave out --precision fp16"):
+        write_lower(tmp_path, manifest, "fp16", images, target, original)
+
+
 def test_a_report_is_of_the_worst_image(rng: np.random.Generator) -> None:
     masks = rng.random((3, 1, 20, 20), dtype=np.float32)
     chances = np.float32([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1]])
