@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..contracts import Explanation, Floats, MaskQuery, Uint8
 from .bundle import Bundle
 
-__all__ = ["Engine", "run_in_batches"]
+__all__ = ["Engine", "joined", "run_in_batches"]
 
 
 class Engine(Protocol):
@@ -55,6 +55,13 @@ def run_in_batches(
     for start in range(0, len(images), batch):
         parts.append(engine.run(images[start : start + batch], target[start : start + batch]))
         on_progress(min(start + batch, len(images)))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Explanation]) -> Explanation:
+    """The answers of several batches as those of one."""
+    if len(parts) == 1:
+        return parts[0]
     return Explanation(
         probabilities=np.concatenate([part.probabilities for part in parts]),
         target=np.concatenate([part.target for part in parts]),

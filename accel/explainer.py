@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,7 @@ def open(
     engine: str = "onnx",
     *,
     providers: Sequence[str] | None = None,
+    provider_options: Mapping[str, Mapping[str, str]] | None = None,
     threads: int | None = None,
     precision: str = "fp32",
 ) -> Explainer:
@@ -90,7 +91,16 @@ def open(
         result.class_name, result.probability, result.mask
         result.overlay().save("cat.overlay.png")
     """
-    return Explainer(open_engine(bundle, engine, providers=providers, threads=threads, precision=precision))
+    return Explainer(
+        open_engine(
+            bundle,
+            engine,
+            providers=providers,
+            provider_options=provider_options,
+            threads=threads,
+            precision=precision,
+        )
+    )
 
 
 def _as_sources(images: Iterable[ImageSource] | ImageSource) -> list[ImageSource]:

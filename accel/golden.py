@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import sys
-from pathlib import Path
 
 from ..contracts import Explanation
 from ..errors import ParityError
 from .bundle import file_sha256
+from .cache import cache_folder
 from .compare import max_abs
 from .engine import Engine, run_in_batches
 from .manifest import MANIFEST_FILE, PrecisionReport
@@ -41,7 +39,7 @@ def ensure_golden(engine: Engine, identity: str) -> None:
         ParityError: a mask or a probability is further from the original than the bars of the bundle, or of a lower
             precision.
     """
-    marker = _cache_folder() / _key(engine, identity)
+    marker = cache_folder("golden") / _key(engine, identity)
     if marker.exists():
         return
     if found := _failures(engine):
@@ -81,13 +79,3 @@ def _key(engine: Engine, identity: str) -> str:
     bundle = file_sha256(engine.bundle.path / MANIFEST_FILE)
     machine = f"{platform.node()} {platform.machine()} {platform.processor()}"
     return hashlib.sha256(f"{bundle} {identity} {machine}".encode()).hexdigest()
-
-
-def _cache_folder() -> Path:
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "saccade" / "golden"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,12 +13,15 @@ from numpy.typing import NDArray
 from ..contracts import Explanation, Floats, MaskQuery, Uint8
 from ..errors import EngineError, OutOfMemory, UsageError
 from .bundle import Bundle
-from .engine import run_in_batches
+from .engine import joined
 from .memory import physical_bytes
+from .onnx_prune import prune_onnx
+from .precision import graph_file
 
-__all__ = ["Answer", "GraphEngine", "smaller"]
+__all__ = ["ALLOCATION", "Answer", "GraphEngine", "answer_graph", "first_line", "smaller"]
 
 Answer = Literal["mask", "parts", "probabilities"]
+ALLOCATION = ("allocate", "bad_alloc", "bad allocation", "out of memory")  # in messages of runtimes that lack memory
 _COPIES = 2  # of rendered masks: the graph holds one, results are made from another
 
 
@@ -26,6 +31,9 @@ class GraphEngine:
     Args:
         bundle: an opened bundle.
         precision: of the graph, one that the bundle holds.
+
+    Attributes:
+        most_images: that go through the graph together; larger requests are taken apart.
     """
 
     name: str
@@ -39,6 +47,16 @@ class GraphEngine:
             )
         self.bundle = bundle
         self.precision = precision
+        self.most_images: int | None = bundle.manifest.batch if bundle.manifest.splits else None
+
+    @property
+    def file(self) -> Path:
+        """The bundle's graph in the engine's precision."""
+        return self.bundle.path / graph_file(self.precision)
+
+    def graph_of(self, what: Answer) -> bytes:
+        """That graph, with what an answer needs alone."""
+        return answer_graph(self.file.read_bytes(), what, self.bundle.manifest.parts)
 
     def run(
         self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None
@@ -57,24 +75,23 @@ class GraphEngine:
         if asked.parts == 1:  # the first of several is the mask itself
             asked = query = replace(asked, areas=(asked.areas or manifest.areas)[:1], parts=0)
         classes = self._checked_target(target, len(images))
-        if manifest.splits and len(images) > manifest.batch:
-            return run_in_batches(self, images, classes, manifest.batch)
         if classes.ndim == 2 and not manifest.several_targets:
             return self._one_after_the_other(images, classes, query)
-        feeds = self.inputs(images, classes, asked)
+        batches = _batches(len(images), self.most_images)
+        requests = (self.inputs(images[batch], classes[batch], asked) for batch in batches)
         if manifest.areas:
-            self._check_room(feeds, asked.parts or len(feeds["areas"]))
-        answers = self._answers("parts" if asked.parts else "mask", feeds)
-        probabilities, chosen = answers.pop("probabilities"), answers.pop("target_class")
-        mask = answers.pop("parts")[:, : asked.parts] if asked.parts else answers.pop("mask")
-        return Explanation(
-            probabilities=probabilities, target=chosen.reshape(classes.shape), mask=mask, diagnostics=answers
+            self._check_room(self.inputs(images, classes, asked), asked)
+        answers = self._answers_each("parts" if asked.parts else "mask", requests)
+        return joined(
+            [_explanation(found, classes[batch], asked) for found, batch in zip(answers, batches, strict=True)]
         )
 
     def probabilities(self, images: Uint8) -> Floats:
         """Predict a batch, (N, K), by a second graph cut out of the same file; see `Engine.probabilities`."""
         images = self._checked_images(images)
-        return np.asarray(self._answers("probabilities", {"image": images})["probabilities"])
+        requests = ({"image": images[batch]} for batch in _batches(len(images), self.most_images))
+        answers = self._answers_each("probabilities", requests)
+        return np.concatenate([np.asarray(found["probabilities"]) for found in answers])
 
     def inputs(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None = None) -> dict[str, Any]:
         """What the graph is given for images and their classes, (N,) or (N, T)."""
@@ -96,6 +113,11 @@ class GraphEngine:
         """
         raise NotImplementedError
 
+    def _answers_each(self, what: Answer, requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """`_answers` of each request, in order; an engine may have several under way."""
+        for feeds in requests:
+            yield self._answers(what, feeds)
+
     def _check_query(self, query: MaskQuery) -> None:
         manifest = self.bundle.manifest
         if not manifest.areas:
@@ -109,9 +131,10 @@ class GraphEngine:
             )
         replace(query, areas=query.areas or manifest.areas)  # do so many masks fit side by side?
 
-    def _check_room(self, feeds: dict[str, Any], masks: int) -> None:
+    def _check_room(self, feeds: dict[str, Any], query: MaskQuery) -> None:
         """Refuse masks that no memory of this machine can hold, before the system ends the process for them."""
         height, width, count = len(feeds["rows"]), len(feeds["columns"]), len(feeds["image"])
+        masks = query.parts or len(feeds["areas"])
         needed, room = _COPIES * 4 * count * masks * height * width, physical_bytes()
         if room is not None and needed > room:
             raise OutOfMemory(
@@ -165,6 +188,34 @@ class GraphEngine:
         return np.array(chosen if several else np.broadcast_to(chosen, (count,)), dtype=np.int64)
 
 
+def _batches(count: int, most: int | None) -> list[slice]:
+    """So many images in batches of at most so many."""
+    size = most or count
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def _explanation(answers: dict[str, Any], classes: NDArray[np.int64], query: MaskQuery) -> Explanation:
+    """What a graph's outputs mean; those without a name of their own are diagnostics."""
+    probabilities, chosen = answers.pop("probabilities"), answers.pop("target_class")
+    mask = answers.pop("parts")[:, : query.parts] if query.parts else answers.pop("mask")
+    return Explanation(
+        probabilities=probabilities, target=chosen.reshape(classes.shape), mask=mask, diagnostics=answers
+    )
+
+
+def answer_graph(graph: bytes, what: Answer, parts: int) -> bytes:
+    """A bundle's graph with what an answer needs alone: runtimes compute every output of a graph.
+
+    Args:
+        graph: a serialized ModelProto.
+        what: the answer.
+        parts: the manifest's; with more than one the graph gives masks in two ways.
+    """
+    if what == "probabilities":
+        return prune_onnx(graph, (what,))
+    return prune_onnx(graph, ("probabilities", "target_class", what)) if parts > 1 else graph
+
+
 def smaller(feeds: dict[str, Any]) -> str:
     """What to ask for in place of what does not fit."""
     count, (height, width) = len(feeds["image"]), feeds["image"].shape[1:3]
@@ -173,3 +224,9 @@ def smaller(feeds: dict[str, Any]) -> str:
     if "rows" in feeds and len(feeds["rows"]) * len(feeds["columns"]) > height * width:
         return "ask for a smaller --size, or for one part of the image after another with --box"
     return "free some memory or use a smaller model"
+
+
+def first_line(error: Exception) -> str:
+    """Of a runtime's message, what fits into a sentence."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if not line.startswith("Exception from ")), lines[0])

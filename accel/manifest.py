@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +16,9 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "ParityReport",
+    "PlanReport",
     "PrecisionReport",
+    "Tuning",
 ]
 
 SCHEMA_VERSION = 1
@@ -101,6 +103,53 @@ class PrecisionReport(_Record):
     kept: tuple[str, ...] = ()
 
 
+class PlanReport(_Record):
+    """A TensorRT plan: where it runs, and what of.
+
+    Attributes:
+        flavour: ``"tensorrt"``, for data-centre GPUs, or ``"tensorrt_rtx"``.
+        version: of the package that built it.
+        gpus: architectures on which it runs, such as ``"sm89"``.
+        answer: ``"mask"``, ``"parts"`` or ``"probabilities"``: what it gives.
+        precision: of the graph it was built from.
+        batches: images per call, at least, preferably and at most.
+        version_compatible: later versions of the same major version run it as well.
+        refit: its weights can be replaced.
+        parity: what it loses on the golden samples; None where it was built for a GPU that was not there. It is then
+            held against them before it first runs.
+    """
+
+    flavour: str
+    version: str
+    gpus: tuple[str, ...]
+    answer: str
+    precision: str
+    batches: tuple[int, int, int]
+    version_compatible: bool = False
+    refit: bool = False
+    parity: PrecisionReport | None = None
+
+
+class Tuning(_Record):
+    """Settings of ONNX Runtime on a processor.
+
+    Attributes:
+        threads: for one operator; 0 takes all cores.
+        graph_optimization: ``"none"``, ``"basic"``, ``"extended"`` or ``"all"``.
+        arena: memory is kept for the next call.
+        memory_pattern: memory is laid out in advance for shapes seen before.
+        spinning: threads that wait keep their core.
+        gain: images/s in units of those with the default settings, as measured.
+    """
+
+    threads: int = 0
+    graph_optimization: Literal["none", "basic", "extended", "all"] = "all"
+    arena: bool = True
+    memory_pattern: bool = True
+    spinning: bool = False
+    gain: float = 1.0
+
+
 class Manifest(_Record):
     """`manifest.json`.
 
@@ -128,6 +177,8 @@ class Manifest(_Record):
         files: every other file of the bundle with its hash.
         parity: the gate's report.
         precisions: of each lower precision that the bundle holds another graph in, its report.
+        plans: TensorRT plans by file.
+        tuning: settings by class of machine and precision, see `machine_class`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -151,3 +202,5 @@ class Manifest(_Record):
     files: dict[str, FileEntry]
     parity: ParityReport = Field(description="the gate's report")
     precisions: dict[str, PrecisionReport] = {}
+    plans: dict[str, PlanReport] = {}
+    tuning: dict[str, Tuning] = {}

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnxruntime as ort
 
-from ..errors import EngineError, OutOfMemory
+from ..errors import EngineError, OutOfMemory, UsageError
+from .bound_session import BoundSession
 from .bundle import Bundle
-from .graph_engine import Answer, GraphEngine, smaller
-from .onnx_prune import prune_onnx
-from .precision import graph_file
+from .graph_engine import ALLOCATION, Answer, GraphEngine, first_line, smaller
+from .machine import machine_class
+from .manifest import Tuning
 
 __all__ = ["OnnxEngine"]
 
-_ALLOCATION = ("allocate", "bad_alloc", "bad allocation", "out of memory")
+_DEVICES = {
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "NvTensorRTRTXExecutionProvider": "cuda",
+}
+_LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 
 
 class OnnxEngine(GraphEngine):
     """Runs a bundle's graph in ONNX Runtime; sessions are made when they are first needed.
 
+    On a GPU inputs and outputs are bound to buffers there; with the provider's option ``enable_cuda_graph`` every shape
+    is replayed as a CUDA graph.
+
     Args:
         bundle: an opened bundle.
         providers: execution providers by name (``"CUDAExecutionProvider"`` or just ``"cuda"``), in priority order.
-        threads: threads for one operator; None takes all cores.
+        provider_options: of each provider, by its name as above, as ONNX Runtime's documentation lists them.
+        threads: threads for one operator; None takes what was tuned, or all cores.
         precision: of the graph, ``"fp32"`` or a lower one that the bundle holds.
+        tuning: settings of the session; None takes those that the bundle holds for this machine, if any.
 
     Raises:
         EngineError: the bundle holds no graph in this precision, or there is no such provider.
+        UsageError: options of a provider that is not asked for.
     """
 
     name = "onnx"
@@ -39,79 +55,92 @@ class OnnxEngine(GraphEngine):
         bundle: Bundle,
         *,
         providers: Sequence[str] | None = None,
+        provider_options: Mapping[str, Mapping[str, str]] | None = None,
         threads: int | None = None,
         precision: str = "fp32",
+        tuning: Tuning | None = None,
     ) -> None:
         super().__init__(bundle, precision)
         self.providers = _resolve_providers(providers or ("cpu",))
-        self.threads = threads or 0
+        self.provider_options = _resolve_options(provider_options or {}, self.providers)
+        stored = bundle.manifest.tuning.get(f"{machine_class()}, {precision}") if self.providers == [_CPU] else None
+        self.tuning = tuning or stored or Tuning()
+        self.threads = threads or self.tuning.threads
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._bound: dict[str, BoundSession] = {}
 
     @property
     def identity(self) -> str:
-        """Engine, version and providers: what a cached golden pass holds for."""
-        return f"onnxruntime {ort.__version__} {' '.join(self.providers)} {self.precision}"
-
-    @property
-    def _file(self) -> Path:
-        return self.bundle.path / graph_file(self.precision)
+        """Engine, version, providers and settings: what a cached golden pass holds for."""
+        options = f" {self.provider_options}" if any(self.provider_options) else ""
+        level = f" {self.tuning.graph_optimization}" if self.tuning.graph_optimization != "all" else ""
+        return f"onnxruntime {ort.__version__} {' '.join(self.providers)} {self.precision}{options}{level}"
 
     def _answers(self, what: Answer, feeds: dict[str, Any]) -> dict[str, Any]:
         session = self._open(what)
-        outputs = [output.name for output in session.get_outputs()]
-        return dict(zip(outputs, self._run(session, outputs, feeds), strict=True))
+        try:
+            if what in self._bound:
+                return self._bound[what].run(feeds)
+            outputs = [output.name for output in session.get_outputs()]
+            return dict(zip(outputs, session.run(outputs, feeds), strict=True))
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            count = len(feeds["image"])
+            if isinstance(error, MemoryError) or any(word in str(error).lower() for word in ALLOCATION):
+                raise OutOfMemory(f"a batch of {count} images does not fit into memory; {smaller(feeds)}") from None
+            raise EngineError(f"ONNX Runtime failed on a batch of {count} images: {first_line(error)}") from error
 
     def _open(self, what: Answer) -> ort.InferenceSession:
         """The session that gives the masks, the parts, or the probabilities alone; made when first needed."""
         if what not in self._sessions:
-            graph = self._file.read_bytes()
-            if what == "probabilities":
-                graph = prune_onnx(graph, (what,))
-            elif self.bundle.manifest.parts > 1:  # ONNX Runtime would compute both
-                graph = prune_onnx(graph, ("probabilities", "target_class", what))
-            self._sessions[what] = self._session(graph)
+            session = self._sessions[what] = self._session(self.graph_of(what))
+            if device := _DEVICES.get(self.providers[0]):
+                options = self.provider_options[0]
+                index, graphs = int(options.get("device_id", 0)), options.get("enable_cuda_graph", "0")
+                self._bound[what] = BoundSession(session, device, index, graphs=graphs in ("1", "True", "true"))
         return self._sessions[what]
 
     def _session(self, graph: bytes) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self.bundle.manifest.splits:  # keeps to a memory budget: a pattern sets a second block aside
-            options.enable_mem_pattern = False
+        options.graph_optimization_level = _LEVELS[self.tuning.graph_optimization]
+        options.enable_cpu_mem_arena = self.tuning.arena
+        # A pattern sets a second block aside, which a memory budget does not know of.
+        options.enable_mem_pattern = self.tuning.memory_pattern and not self.bundle.manifest.splits
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.tuning.spinning)))
+        if any(_DEVICES.get(name) for name in self.providers):
+            ort.preload_dlls()  # the CUDA libraries that came as Python packages, if any did
         try:
-            session = ort.InferenceSession(graph, options, providers=self.providers)
+            session = ort.InferenceSession(
+                graph, options, providers=self.providers, provider_options=self.provider_options
+            )
         except MemoryError:
             raise OutOfMemory(f"the bundle '{self.bundle.path}' does not fit into memory") from None
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            hint = "; a processor has no bf16 operators: use --provider cuda, or --precision fp32"
-            hint = hint if self.precision == "bf16" and self.providers == ["CPUExecutionProvider"] else ""
+        except Exception as error:  # as above
+            hint = (
+                "; a processor has no bf16 operators here: use --engine openvino, --provider cuda or --precision fp32"
+            )
+            hint = hint if self.precision == "bf16" and self.providers == [_CPU] else ""
             raise EngineError(
-                f"ONNX Runtime {ort.__version__} cannot load '{self._file}': {_line(error)}{hint}"
+                f"ONNX Runtime {ort.__version__} cannot load '{self.file}': {first_line(error)}{hint}"
             ) from error
         used = session.get_providers()
         if missing := [name for name in self.providers if name not in used]:
             raise EngineError(
-                f"ONNX Runtime could not start {', '.join(missing)}; it started {', '.join(used)}; see: saccade doctor"
+                f"ONNX Runtime could not start {', '.join(missing)}; it started {', '.join(used)}; "
+                "what is missing is said by: saccade doctor"
             )
         return session
 
-    def _run(self, session: ort.InferenceSession, outputs: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
-        try:
-            return list(session.run(list(outputs), feeds))
-        except Exception as error:  # as above
-            count = len(feeds["image"])
-            if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _ALLOCATION):
-                raise OutOfMemory(f"a batch of {count} images does not fit into memory; {smaller(feeds)}") from None
-            raise EngineError(f"ONNX Runtime failed on a batch of {count} images: {_line(error)}") from error
+
+_CPU = "CPUExecutionProvider"
 
 
 def _resolve_providers(names: Sequence[str]) -> list[str]:
     available = ort.get_available_providers()
-    by_short_name = {name.removesuffix("ExecutionProvider").lower(): name for name in available}
     resolved = []
     for name in names:
-        full = name if name in available else by_short_name.get(name.lower())
+        full = next((one for one in available if _is_called(name, one)), None)
         if full is None:
             raise EngineError(
                 f"provider '{name}' is not in this ONNX Runtime; it offers: {', '.join(available)}; "
@@ -121,5 +150,16 @@ def _resolve_providers(names: Sequence[str]) -> list[str]:
     return resolved
 
 
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _resolve_options(options: Mapping[str, Mapping[str, str]], providers: Sequence[str]) -> list[dict[str, str]]:
+    """The options of each provider, in the providers' order."""
+    if unknown := [name for name in options if not any(_is_called(name, full) for full in providers)]:
+        raise UsageError(f"options are for '{unknown[0]}', and the providers asked for are {', '.join(providers)}")
+    return [
+        {key: value for name, chosen in options.items() if _is_called(name, full) for key, value in chosen.items()}
+        for full in providers
+    ]
+
+
+def _is_called(name: str, full: str) -> bool:
+    """``CUDAExecutionProvider`` is also called ``cuda``."""
+    return name.lower() in (full.lower(), full.removesuffix("ExecutionProvider").lower())

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from ..errors import BundleError
 
-__all__ = ["prune_onnx"]
+__all__ = ["output_names", "prune_onnx"]
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
@@ -48,6 +48,17 @@ def prune_onnx(model: bytes, outputs: Sequence[str]) -> bytes:
     if not found:
         raise BundleError("the ONNX file is damaged: it has no graph")
     return b"".join(parts)
+
+
+def output_names(model: bytes) -> list[str]:
+    """Names of a serialized ModelProto's outputs, in order."""
+    graphs = [payload for number, _, payload in _fields(memoryview(model)) if number == _MODEL_GRAPH]
+    return [
+        _text(payload, _VALUE_NAME)
+        for graph in graphs
+        for number, _, payload in _fields(graph)
+        if number == _GRAPH_OUTPUT
+    ]
 
 
 def _prune_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .plan import PlanOptions, build_plans_of, plan_options
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -61,7 +63,14 @@ __all__ = ["export"]
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="See --memory-budget.")
 @click.option("--verbose", is_flag=True, help="Say which layers, steps and points per pass were chosen.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="A trained explainer.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="BUNDLE", help="Folder of the bundle.")
+@click.option(
+    "--bundle",
+    "existing",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="With --format tensorrt: a bundle that is there gets plans; this needs no PyTorch.",
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="BUNDLE", help="Folder of the new bundle.")
 @click.option(
     "--any-size", is_flag=True, help="Resize inside the graph, so that it takes images of any size (ONNX Runtime only)."
 )
@@ -84,6 +93,7 @@ __all__ = ["export"]
     help="With --precision int8: images whose values' ranges are taken. [default: those of the parity gate]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
+@plan_options
 def export(
     method: str | None,
     spec: str | None,
@@ -98,12 +108,14 @@ def export(
     batch: int,
     verbose: bool,
     checkpoint: Path | None,
-    out: Path,
+    existing: Path | None,
+    out: Path | None,
     any_size: bool,
     data: str | None,
     precisions: tuple[str, ...],
     calibrate: str | None,
     overwrite: bool,
+    plan: PlanOptions,
 ) -> None:
     """Compile classifier, explainer and preprocessing into one verified ONNX graph.
 
@@ -116,12 +128,26 @@ def export(
       saccade export --method dix --model timm:vit_base_patch16_224 --data photos/ --out bundle
       saccade export --checkpoint runs/ltx --out bundle
       saccade export --checkpoint runs/ltx --precision fp16 --out bundle
+      saccade export --bundle bundle --format tensorrt --precision fp16
     """
     if method == "help":
         _list_methods()
         return
     from ..errors import UsageError, require
 
+    if existing is not None:
+        if method is not None or checkpoint is not None or out is not None:
+            raise UsageError(
+                "--bundle takes a bundle that is there; without it, --method or --checkpoint make a new one"
+            )
+        if not plan.wanted:
+            raise UsageError("--bundle goes with --format tensorrt or --format tensorrt-rtx")
+        from ..accel.bundle import open_bundle
+
+        build_plans_of(open_bundle(existing), plan, precisions)
+        return
+    if out is None:
+        raise UsageError("say where the bundle goes: --out FOLDER")
     if (method is None) == (checkpoint is None):
         raise UsageError("give either --checkpoint DIR or --method NAME --model SPEC")
     if calibrate and "int8" not in precisions:
@@ -158,6 +184,8 @@ def export(
     if verbose:
         _print_choices(bundle.manifest)
     _print(bundle.manifest, out)
+    if plan.wanted:
+        build_plans_of(bundle, plan, precisions)
 
 
 def _export_checkpoint(

@@ -456,13 +456,13 @@ def test_a_batch_that_would_break_the_memory_budget_is_taken_apart(
     manifest = engine.bundle.manifest.model_copy(update={"splits": True, "batch": 3})
     careful = OnnxEngine(replace(engine.bundle, manifest=manifest))
     sizes = []
-    run = OnnxEngine._run
+    answers = OnnxEngine._answers
 
-    def note(self: OnnxEngine, session: Any, outputs: Any, feeds: dict[str, Any]) -> list[Any]:
+    def note(self: OnnxEngine, what: Any, feeds: dict[str, Any]) -> dict[str, Any]:
         sizes.append(len(feeds["image"]))
-        return run(self, session, outputs, feeds)
+        return answers(self, what, feeds)
 
-    monkeypatch.setattr(OnnxEngine, "_run", note)
+    monkeypatch.setattr(OnnxEngine, "_answers", note)
     answer = careful.run(images, 2)
     assert sizes == [3, 3, 2]
     whole = engine.run(images, 2)

@@ -1,0 +1,162 @@
+"""TensorRT plans from ``saccade export --format tensorrt``: their options, building them, and what is said of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import BatchSizes
+
+if TYPE_CHECKING:
+    from ..accel.bundle import Bundle
+
+__all__ = ["PlanOptions", "build_plans_of", "plan_options"]
+
+_FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the command line says of plans; `format` is ``"onnx"`` where there are none."""
+
+    format: str
+    batches: tuple[int, ...]
+    gpus: tuple[str, ...]
+    workspace: float | None
+    version_compatible: bool
+    refit: bool
+    timing_cache: Path | None
+
+    @property
+    def wanted(self) -> bool:
+        """Plans are to be built."""
+        return self.format != "onnx"
+
+
+def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of plans, which the command gets as one `PlanOptions` called ``plan``."""
+    decorators = (
+        click.option(
+            "--format",
+            type=click.Choice(_FORMATS),
+            default="onnx",
+            show_default=True,
+            help="tensorrt: put TensorRT plans for the GPU that is here into the bundle as well, of each --precision. "
+            "tensorrt-rtx: of TensorRT for RTX, which also builds for GPUs that are not here (--gpu).",
+        ),
+        click.option(
+            "--batch-sizes",
+            "batches",
+            type=BatchSizes(),
+            default="1,8,32",
+            show_default=True,
+            metavar="N,N,N",
+            help="Of plans: images per call, at least, preferably and at most.",
+        ),
+        click.option(
+            "--gpu",
+            "gpus",
+            multiple=True,
+            metavar="SM",
+            help="With --format tensorrt-rtx: architecture of a GPU that need not be here, such as sm89; repeatable.",
+        ),
+        click.option(
+            "--workspace",
+            type=click.FloatRange(0, min_open=True),
+            metavar="GIB",
+            help="Of plans: memory that one kernel may take. [default: all]",
+        ),
+        click.option(
+            "--version-compatible", is_flag=True, help="Of plans: later versions of TensorRT run them as well."
+        ),
+        click.option("--refit", is_flag=True, help="Of plans: their weights can be replaced."),
+        click.option(
+            "--timing-cache",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="Of plans: keep kernels' timings there, so that the next build is faster.",
+        ),
+    )
+
+    @functools.wraps(function)
+    def packed(*arguments: Any, **options: Any) -> Any:
+        names = PlanOptions.__dataclass_fields__
+        plan = PlanOptions(**{name: options.pop(name) for name in names})
+        return function(*arguments, plan=plan, **options)
+
+    wrapped: Callable[..., Any] = packed
+    for decorator in reversed(decorators):
+        wrapped = decorator(wrapped)
+    return wrapped
+
+
+def build_plans_of(bundle: Bundle, options: PlanOptions, precisions: Sequence[str]) -> Bundle:
+    """Build a bundle's plans, with a progress bar, and print what they are.
+
+    Raises:
+        UsageError: options that do not fit together.
+        EngineError: TensorRT does not build them.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ..errors import UsageError
+    from ..export.to_tensorrt import PlanConfig, build_plans
+
+    if len(options.batches) != 3:
+        raise UsageError("--batch-sizes of plans are three: the least, the best and the most images, such as 1,8,32")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(stage: str, done: float) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=1.0)
+            progress.update(bars[stage], completed=done)
+
+        for precision in precisions or ("fp32",):
+            config = PlanConfig(
+                precision=precision,
+                flavour=options.format.replace("-", "_"),
+                batches=(options.batches[0], options.batches[1], options.batches[2]),
+                gpus=options.gpus,
+                workspace=options.workspace,
+                version_compatible=options.version_compatible,
+                refit=options.refit,
+                timing_cache=options.timing_cache,
+            )
+            bundle = build_plans(bundle, config, lambda stage, done, name=precision: show(f"{name}: {stage}", done))  # type: ignore[misc]
+    _print(bundle, precisions or ("fp32",))
+    return bundle
+
+
+def _print(bundle: Bundle, precisions: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    manifest = bundle.manifest
+    table = Table(title="TensorRT plans", title_justify="left", box=None, pad_edge=False)
+    for heading in ("gives", "precision", "for", "images per call", "MB", "cosine with PyTorch's masks"):
+        table.add_column(heading, no_wrap=True)
+    for name, plan in manifest.plans.items():
+        if plan.precision not in precisions:
+            continue
+        table.add_row(
+            plan.answer,
+            plan.precision,
+            ", ".join(plan.gpus),
+            f"{plan.batches[0]}–{plan.batches[2]}, best {plan.batches[1]}",
+            f"{manifest.files[name].bytes / 1e6:.1f}",
+            f"{plan.parity.mask_cosine:.5f}" if plan.parity else "checked on its first GPU",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"On such a GPU, with {plan.flavour} {plan.version}:", highlight=False)
+    console.print(
+        f"  saccade explain photo.jpg --bundle {bundle.path} --engine tensorrt", highlight=False, soft_wrap=True
+    )
