@@ -1,56 +1,84 @@
-"""What an explanation costs: the full graph against the classifier alone, cut out of the same file, interleaved in
-one run.
+"""What an explanation costs: engines side by side, and each one's full graph against the classifier alone, cut out of
+the same file; all interleaved in one run.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import onnxruntime as ort
 
-from ..contracts import Uint8
+from ..contracts import Explanation, Uint8
+from ..errors import SaccadeError
+from .compare import cosine, max_abs
 from .engine import Engine
-from .memory import peak_mib, reset_peak
+from .golden import run_golden
+from .gpu import free_bytes
+from .memory import peak_mib, reset_peak, resident_mib
 
-__all__ = ["BenchRow", "bench_engine", "machine"]
+__all__ = ["BenchRow", "Candidate", "bench_engine", "bench_engines"]
+
+_WARM_UP = 3  # calls: the first compiles, the second records graphs, the third is as all others
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that takes part.
+
+    Attributes:
+        name: what its rows are called.
+        open: opens it, so that its memory can be told from what was there.
+    """
+
+    name: str
+    open: Callable[[], Engine]
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One batch size.
+    """One engine and batch size.
 
     Attributes:
+        engine: name of the candidate.
+        precision: of its graph.
         batch: images per call.
         targets: classes that each image is explained for.
         runs: timed pairs of calls.
         p50_ms: median latency of predict-and-explain, per call.
         p95_ms: its 95th percentile.
-        predict_p50_ms: median latency of the classifier alone, per call.
+        p99_ms: its 99th percentile.
+        predict_p50_ms: median latency of the classifier alone on the same engine, per call.
         images_per_second: from the median.
         forwards: cost of prediction and explanation in units of the plain prediction: the median over pairs, each
             pair run back to back, of their times' ratio.
         forwards_low: 25th percentile of that ratio.
         forwards_high: 75th percentile.
-        peak_mib: largest resident memory of the process while this batch size ran, MiB; None where the system does
-            not tell.
+        memory_mib: what the engine added to the process at most, from before it was opened until this batch size was
+            warm, MiB; None where the system does not tell.
+        gpu_mib: the same of the GPU's memory; None without one.
+        mask_max_abs: largest difference of a mask from PyTorch's on the golden samples.
+        mask_cosine: smallest cosine with them.
     """
 
+    engine: str
+    precision: str
     batch: int
     targets: int
     runs: int
     p50_ms: float
     p95_ms: float
+    p99_ms: float
     predict_p50_ms: float
     images_per_second: float
     forwards: float
     forwards_low: float
     forwards_high: float
-    peak_mib: float | None
+    memory_mib: float | None
+    gpu_mib: float | None
+    mask_max_abs: float
+    mask_cosine: float
 
 
 def bench_engine(
@@ -62,92 +90,146 @@ def bench_engine(
     targets: int = 1,
     on_progress: Callable[[int, float], None] = lambda batch, fraction: None,
 ) -> list[BenchRow]:
-    """Measure each batch size.
-
-    The two graphs are called in turn, the one that goes first alternating from pair to pair, after a warm-up of both;
-    so a machine whose speed drifts changes both alike.
-
-    Args:
-        engine: an opened engine.
-        batch_sizes: images per call, one row each.
-        seconds: timed seconds per batch size.
-        min_runs: at least so many pairs, however long they take.
-        targets: classes that each image is explained for.
-        on_progress: told batch size and fraction done.
-    """
-    return [_bench(engine, batch, seconds, min_runs, targets, on_progress) for batch in batch_sizes]
-
-
-def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
-        "python": platform.python_version(),
-        "onnxruntime": ort.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _bench(
-    engine: Engine,
-    batch: int,
-    seconds: float,
-    min_runs: int,
-    targets: int,
-    on_progress: Callable[[int, float], None],
-) -> BenchRow:
-    images = _images(engine, batch)
-    classes = np.arange(targets, dtype=np.int64) % len(engine.bundle.manifest.class_names)
-    asked = None if targets == 1 else np.tile(classes, (batch, 1))
-
-    def explain(images: Uint8) -> object:
-        return engine.run(images, asked)
-
-    reset_peak()
-    for _ in range(3):
-        explain(images)
-        engine.probabilities(images)
-    full: list[float] = []
-    plain: list[float] = []
-    began = time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds or len(full) < min_runs:
-        on_progress(batch, min(1.0, spent / seconds, len(full) / min_runs))
-        calls = ((explain, full), (engine.probabilities, plain))
-        for call, times in calls if len(full) % 2 == 0 else calls[::-1]:
-            start = time.perf_counter()
-            call(images)
-            times.append(time.perf_counter() - start)
-    ratios = np.asarray(full) / np.asarray(plain)
-    p50 = float(np.median(full))
-    return BenchRow(
-        batch=batch,
-        targets=targets,
-        runs=len(full),
-        p50_ms=p50 * 1e3,
-        p95_ms=float(np.percentile(full, 95)) * 1e3,
-        predict_p50_ms=float(np.median(plain)) * 1e3,
-        images_per_second=batch / p50,
-        forwards=float(np.median(ratios)),
-        forwards_low=float(np.percentile(ratios, 25)),
-        forwards_high=float(np.percentile(ratios, 75)),
-        peak_mib=peak_mib(),
+    """Measure one engine that is open already; see `bench_engines`."""
+    candidate = Candidate(engine.name, lambda: engine)
+    return bench_engines(
+        [candidate], batch_sizes, seconds=seconds, min_runs=min_runs, targets=targets, on_progress=on_progress
     )
 
 
-def _images(engine: Engine, batch: int) -> Uint8:
-    """The bundle's golden images, repeated to the batch."""
-    golden = engine.bundle.golden.images
-    return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
+def bench_engines(
+    candidates: Sequence[Candidate],
+    batch_sizes: Sequence[int],
+    *,
+    seconds: float = 5.0,
+    min_runs: int = 20,
+    targets: int = 1,
+    on_progress: Callable[[int, float], None] = lambda batch, fraction: None,
+    on_open: Callable[[], None] = lambda: None,
+    on_failure: Callable[[str, SaccadeError], None] | None = None,
+) -> list[BenchRow]:
+    """Measure each batch size on each engine.
+
+    The engines are called in turn, each with its full graph and its classifier alone, the one that goes first
+    alternating from round to round, after a warm-up of all; so a machine whose speed drifts changes all alike.
+
+    Args:
+        candidates: the engines.
+        batch_sizes: images per call, one row each and engine.
+        seconds: timed seconds per batch size and engine.
+        min_runs: at least so many rounds, however long they take.
+        targets: classes that each image is explained for.
+        on_progress: told batch size and fraction done.
+        on_open: told that one more engine is warm, or has failed.
+        on_failure: told the name of an engine that cannot run the bundle, and why; the others go on. None raises it.
+
+    Returns:
+        Rows by batch size, and then in the order of the candidates.
+    """
+    runners = []
+    for candidate in candidates:
+        try:
+            runners.append(_Runner.opened(candidate, sorted(batch_sizes), targets))
+        except SaccadeError as error:
+            if on_failure is None:
+                raise
+            on_failure(candidate.name, error)
+        on_open()
+    rows: list[BenchRow] = []
+    if not runners:
+        return rows
+    for batch in batch_sizes:
+        began = time.perf_counter()
+        rounds, limit = 0, seconds * len(runners)
+        for runner in runners:
+            runner.full.clear()
+            runner.plain.clear()
+        while (spent := time.perf_counter() - began) < limit or rounds < min_runs:
+            on_progress(batch, min(1.0, spent / limit, rounds / min_runs))
+            start = rounds % len(runners)
+            for runner in runners[start:] + runners[:start]:
+                runner.time(batch, explanation_first=rounds // len(runners) % 2 == 0)
+            rounds += 1
+        on_progress(batch, 1.0)
+        rows += [runner.row(batch) for runner in runners]
+    return rows
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as stream:
-            for line in stream:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+@dataclass
+class _Runner:
+    """One engine while it is measured."""
+
+    name: str
+    engine: Engine
+    targets: int
+    memory: dict[int, tuple[float | None, float | None]]
+    parity: tuple[float, float]
+    images: dict[int, Uint8]
+    full: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+
+    @classmethod
+    def opened(cls, candidate: Candidate, batch_sizes: Sequence[int], targets: int) -> _Runner:
+        """Open it and run every batch size until it is warm, noting the memory that this takes."""
+        before, free = resident_mib(), free_bytes()
+        reset_peak()
+        engine = candidate.open()
+        golden = engine.bundle.golden.images
+        images = {batch: np.ascontiguousarray(golden[np.arange(batch) % len(golden)]) for batch in batch_sizes}
+        runner = cls(candidate.name, engine, targets, {}, (0.0, 0.0), images)
+        for batch in batch_sizes:
+            for _ in range(_WARM_UP):
+                runner.explain(batch)
+                engine.probabilities(images[batch])
+            peak, now = peak_mib(), free_bytes()
+            runner.memory[batch] = (
+                None if peak is None or before is None else max(0.0, peak - before),
+                None if free is None or now is None else (free - now) / 2**20,
+            )
+        runner.parity = _parity(engine)
+        return runner
+
+    def explain(self, batch: int) -> Explanation:
+        classes = np.arange(self.targets, dtype=np.int64) % len(self.engine.bundle.manifest.class_names)
+        asked = None if self.targets == 1 else np.tile(classes, (batch, 1))
+        return self.engine.run(self.images[batch], asked)
+
+    def time(self, batch: int, *, explanation_first: bool) -> None:
+        calls = (
+            (lambda: self.explain(batch), self.full),
+            (lambda: self.engine.probabilities(self.images[batch]), self.plain),
+        )
+        for call, times in calls if explanation_first else calls[::-1]:
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+
+    def row(self, batch: int) -> BenchRow:
+        ratios = np.asarray(self.full) / np.asarray(self.plain)
+        p50 = float(np.median(self.full))
+        memory, gpu = self.memory[batch]
+        return BenchRow(
+            engine=self.name,
+            precision=self.engine.precision,
+            batch=batch,
+            targets=self.targets,
+            runs=len(self.full),
+            p50_ms=p50 * 1e3,
+            p95_ms=float(np.percentile(self.full, 95)) * 1e3,
+            p99_ms=float(np.percentile(self.full, 99)) * 1e3,
+            predict_p50_ms=float(np.median(self.plain)) * 1e3,
+            images_per_second=batch / p50,
+            forwards=float(np.median(ratios)),
+            forwards_low=float(np.percentile(ratios, 25)),
+            forwards_high=float(np.percentile(ratios, 75)),
+            memory_mib=memory,
+            gpu_mib=gpu,
+            mask_max_abs=self.parity[0],
+            mask_cosine=self.parity[1],
+        )
+
+
+def _parity(engine: Engine) -> tuple[float, float]:
+    """Largest difference of a mask from PyTorch's on the golden samples, and smallest cosine."""
+    found, golden = run_golden(engine, engine.bundle.manifest.batch).mask, engine.bundle.golden.mask
+    return float(max_abs(found, golden).max()), float(cosine(found, golden).min())

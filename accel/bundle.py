@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ..contracts import Floats, Uint8
-from ..errors import BundleError, UsageError, suggest
+from ..errors import BundleError, OutputError, UsageError, suggest
 from .manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, SCHEMA_VERSION, Manifest
 
-__all__ = ["Bundle", "Golden", "class_index", "file_sha256", "open_bundle"]
+__all__ = ["Bundle", "Golden", "class_index", "file_sha256", "open_bundle", "write_manifest", "write_whole"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,34 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a manifest into a bundle's folder, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        write_whole(folder / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"cannot write into the bundle '{folder}': {error.strerror or error}") from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, whatever happens.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
 
 
 def _check(folder: Path, name: str, expected: str) -> None:

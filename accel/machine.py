@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["core_count", "machine", "machine_class"]
+__all__ = ["core_count", "machine", "machine_class", "tuning_key"]
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch", "numpy")
 
@@ -30,6 +30,11 @@ def machine() -> dict[str, str | int]:
 def machine_class() -> str:
     """Machines with one processor and one number of cores, for which the same settings are best."""
     return f"{_processor()}, {core_count()} cores"
+
+
+def tuning_key(precision: str) -> str:
+    """What settings of a graph on machines like this one are kept under in a manifest."""
+    return f"{machine_class()}, {precision}"
 
 
 def core_count() -> int:

@@ -7,7 +7,7 @@ import os
 from ..errors import UsageError
 from .engine import Engine
 
-__all__ = ["largest_batch", "peak_mib", "physical_bytes", "reset_peak"]
+__all__ = ["largest_batch", "peak_mib", "physical_bytes", "reset_peak", "resident_mib"]
 
 _PROBE = 8  # images
 _MOST = 64  # images; larger batches make a CPU no faster
@@ -61,6 +61,11 @@ def reset_peak() -> None:
 def peak_mib() -> float | None:
     """Largest resident memory of this process so far, MiB; None where the system does not tell."""
     return _status("VmHWM:")
+
+
+def resident_mib() -> float | None:
+    """Resident memory of this process, MiB; None where the system does not tell."""
+    return _status("VmRSS:")
 
 
 def physical_bytes() -> int | None:

@@ -11,7 +11,7 @@ from ..errors import EngineError, OutOfMemory, UsageError
 from .bound_session import BoundSession
 from .bundle import Bundle
 from .graph_engine import ALLOCATION, Answer, GraphEngine, first_line, smaller
-from .machine import machine_class
+from .machine import tuning_key
 from .manifest import Tuning
 
 __all__ = ["OnnxEngine"]
@@ -63,7 +63,7 @@ class OnnxEngine(GraphEngine):
         super().__init__(bundle, precision)
         self.providers = _resolve_providers(providers or ("cpu",))
         self.provider_options = _resolve_options(provider_options or {}, self.providers)
-        stored = bundle.manifest.tuning.get(f"{machine_class()}, {precision}") if self.providers == [_CPU] else None
+        stored = bundle.manifest.tuning.get(tuning_key(precision)) if self.providers == [_CPU] else None
         self.tuning = tuning or stored or Tuning()
         self.threads = threads or self.tuning.threads
         self._sessions: dict[str, ort.InferenceSession] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
-from .bundle import Bundle
+from .bundle import Bundle, write_whole
 from .cache import cache_folder
 from .gpu import Gpu
 from .graph_engine import Answer, GraphEngine
@@ -128,9 +127,7 @@ class TensorRTEngine(GraphEngine):
         for path, cache in self._compiled.items():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_suffix(f".{os.getpid()}")
-                part.write_bytes(bytes(cache.serialize()))
-                os.replace(part, path)
+                write_whole(path, bytes(cache.serialize()))
             except OSError:
                 pass  # a machine without a writable cache compiles again next time
 

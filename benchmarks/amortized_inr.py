@@ -23,9 +23,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from saccade.accel.bench import machine
 from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
+from saccade.accel.machine import machine
 from saccade.cli.data import sample_images
 from saccade.contracts import Floats, MaskQuery, Uint8
 from saccade.evaluate.metrics import Sample, estimate, make_metrics, measure

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from saccade.accel.bench import machine
 from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
+from saccade.accel.machine import machine
 from saccade.cli.data import sample_images
 from saccade.errors import ModelError
 from saccade.evaluate.scenes import SceneBatch, SceneConfig, SceneSource

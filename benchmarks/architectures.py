@@ -36,8 +36,8 @@ from runtimes import in_onnxruntime, in_openvino, tensorrt_refusal
 from torch import nn
 from zoo import ATTENTION, FEATURE_MAPS, RESIDUAL, build, photographs, tensors
 
-from saccade.accel.bench import machine
 from saccade.accel.compare import cosine
+from saccade.accel.machine import machine
 from saccade.contracts import Floats, Uint8
 from saccade.errors import SaccadeError
 from saccade.export.autograd_free import trace_autograd_free

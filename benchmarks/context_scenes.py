@@ -27,7 +27,7 @@ from rich.progress import Progress
 from scipy.stats import binomtest
 from torch import Tensor
 
-from saccade.accel.bench import machine
+from saccade.accel.machine import machine
 from saccade.evaluate.scenes import SceneBatch, SceneConfig, SceneSource
 from saccade.methods.explainee import Explainee, load_explainee
 from saccade.methods.fold import fast_for_input_gradients

@@ -23,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from zoo import build, photographs
 
-from saccade.accel.bench import bench_engine, machine
+from saccade.accel.bench import bench_engine
 from saccade.accel.bundle import Bundle
 from saccade.accel.engines import open_engine
+from saccade.accel.machine import machine
 from saccade.export.write_bundle import export_trained
 from saccade.methods.checkpoint import CheckpointRecord
 from saccade.methods.explainee import Explainee, load_explainee

@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from saccade.accel.bench import machine
 from saccade.accel.engines import open_engine
+from saccade.accel.machine import machine
 from saccade.cli.contenders import bundle_contender
 from saccade.cli.data import SCENES, sample_images
 from saccade.cli.evaluate import record

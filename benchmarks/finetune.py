@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from zoo import build, photographs
 
-from saccade.accel.bench import machine
+from saccade.accel.machine import machine
 from saccade.contracts import Uint8
 from saccade.evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from saccade.evaluate.scenes import SceneSource

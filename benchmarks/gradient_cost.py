@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from zoo import build, photographs, tensors
 
-from saccade.accel.bench import machine
+from saccade.accel.machine import machine
 from saccade.accel.onnx_prune import prune_onnx
 from saccade.export.graph import ExplainerGraph, TracedExplainer
 from saccade.export.to_onnx import export_onnx

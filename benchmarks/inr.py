@@ -30,7 +30,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from saccade.accel.bench import machine
+from saccade.accel.machine import machine
 from saccade.contracts import Uint8
 from saccade.evaluate.metrics import Sample, difference, estimate, make_metrics, measure
 from saccade.evaluate.scenes import SceneBatch, SceneSource

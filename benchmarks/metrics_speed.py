@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from saccade.accel.bench import machine
 from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
+from saccade.accel.machine import machine
 from saccade.accel.memory import largest_batch, peak_mib, reset_peak
 from saccade.cli.data import sample_images
 from saccade.contracts import Uint8

@@ -23,9 +23,9 @@ from cost import MODELS, RESULTS, export
 from rich.console import Console
 from rich.table import Table
 
-from saccade.accel.bench import machine
 from saccade.accel.bundle import Bundle
 from saccade.accel.engines import open_engine
+from saccade.accel.machine import machine
 from saccade.accel.precision import BARS
 from saccade.cli.data import sample_images
 from saccade.errors import ParityError

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..accel.bundle import Bundle
 from ..accel.engine import Engine
 from ..accel.engines import open_engine
-from ..accel.manifest import MANIFEST_FILE
+from ..accel.manifest import MANIFEST_FILE, Manifest
 from ..contracts import MaskQuery
 from ..errors import UsageError, suggest
 from ..evaluate.baselines import BASELINES, centre_gaussian, grad_cam, integrated_gradients, random_masks
@@ -23,8 +24,9 @@ from .evaluation import Contender
 
 if TYPE_CHECKING:
     from ..methods.explainee import Explainee
+    from ..methods.gradient.config import GradientConfig
 
-__all__ = ["bundle_contender", "explainee_contender", "make_contender"]
+__all__ = ["bundle_contender", "explainee_contender", "make_contender", "original_config", "original_explainee"]
 
 _RANKS = 8  # areas of which one map is made
 
@@ -56,7 +58,7 @@ def make_contender(
     if name == "centre":
         return Contender(name, centre_gaussian(), centre_gaussian)
     if name in BASELINES:
-        return explainee_contender(name, _explainee(engine, weights))
+        return explainee_contender(name, original_explainee(engine.bundle, weights))
     if not (Path(name) / MANIFEST_FILE).is_file():
         raise UsageError(
             f"'{name}' is neither a bundle nor a baseline; the baselines are {', '.join(BASELINES)}; "
@@ -119,14 +121,27 @@ def explainee_contender(name: str, explainee: Explainee) -> Contender:
     return Contender(name, build(randomised=False), lambda: build(randomised=True))
 
 
-def _explainee(engine: Engine, weights: Path | None) -> Explainee:
-    """The classifier that the bundle was made from, in PyTorch."""
+def original_config(manifest: Manifest) -> GradientConfig:
+    """The settings of a bundle's gradient method."""
+    from ..methods.gradient.config import GradientConfig
+
+    parameters = {**manifest.parameters, "layers": tuple(manifest.parameters["layers"]), "batch": manifest.batch}
+    return GradientConfig(**parameters)
+
+
+def original_explainee(bundle: Bundle, weights: Path | None) -> Explainee:
+    """The classifier that a bundle was made from, in PyTorch.
+
+    Raises:
+        ModelError: what is found is another one.
+        MissingDependencyError: PyTorch is not installed.
+    """
     from ..errors import ModelError, require
 
-    require("torch", extra="train", purpose="Grad-CAM and integrated gradients")
+    require("torch", extra="train", purpose="the classifier of a bundle, in PyTorch")
     from ..methods.explainee import load_explainee
 
-    manifest = engine.bundle.manifest
+    manifest = bundle.manifest
     about = manifest.explainee
     builtin = weights is None and about["weights"] == "pretrained"
     names = None if builtin or about["spec"].startswith("python:") else manifest.class_names
@@ -135,7 +150,7 @@ def _explainee(engine: Engine, weights: Path | None) -> Explainee:
     )
     if explainee.fingerprint != about["fingerprint"]:
         raise ModelError(
-            f"'{about['spec']}' with these weights is not the classifier that '{engine.bundle.path}' was exported "
+            f"'{about['spec']}' with these weights is not the classifier that '{bundle.path}' was exported "
             "from; give its weights file with --weights"
         )
     return replace(explainee, image_spec=manifest.image)

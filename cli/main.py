@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "export:export",
     "verify": "verify:verify",
     "bench": "bench:bench",
+    "tune": "tune:tune",
     "evaluate": "evaluate:evaluate",
     "scenes": "scenes:scenes",
     "demo": "demo:demo",

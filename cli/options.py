@@ -14,6 +14,7 @@ __all__ = [
     "BatchSizes",
     "Box",
     "ImageSize",
+    "Names",
     "any_json",
     "bundle_argument",
     "engine_options",
@@ -101,6 +102,18 @@ class BatchSizes(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         if not sizes or min(sizes) < 1:
             self.fail(f"'{value}' is not a list of batch sizes; write for example 1,8,32", param, ctx)
         return sizes
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Names as ``onnx,openvino``; nothing for none."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Split at commas."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
 class ImageSize(click.ParamType):  # type: ignore[type-arg]  # as above

@@ -141,7 +141,7 @@ def _print(bundle: Bundle, precisions: Sequence[str]) -> None:
 
     manifest = bundle.manifest
     table = Table(title="TensorRT plans", title_justify="left", box=None, pad_edge=False)
-    for heading in ("gives", "precision", "for", "images per call", "MB", "cosine with PyTorch's masks"):
+    for heading in ("answer", "precision", "GPUs", "batches", "MB", "cosine"):
         table.add_column(heading, no_wrap=True)
     for name, plan in manifest.plans.items():
         if plan.precision not in precisions:
@@ -152,7 +152,7 @@ def _print(bundle: Bundle, precisions: Sequence[str]) -> None:
             ", ".join(plan.gpus),
             f"{plan.batches[0]}–{plan.batches[2]}, best {plan.batches[1]}",
             f"{manifest.files[name].bytes / 1e6:.1f}",
-            f"{plan.parity.mask_cosine:.5f}" if plan.parity else "checked on its first GPU",
+            f"{plan.parity.mask_cosine:.5f}" if plan.parity else "on its first GPU",
         )
     console = Console()
     console.print(table)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..accel.bundle import Bundle, file_sha256
+from ..accel.bundle import Bundle, file_sha256, write_manifest, write_whole
 from ..accel.engines import open_engine
 from ..accel.golden import golden_precision
 from ..accel.gpu import Gpu
 from ..accel.graph_engine import Answer, answer_graph
-from ..accel.manifest import MANIFEST_FILE, FileEntry, Manifest, PlanReport
+from ..accel.manifest import FileEntry, Manifest, PlanReport
 from ..accel.precision import graph_file
 from ..accel.tensorrt_flavour import Flavour, load_flavour, messages_of
 from ..errors import EngineError, OutOfMemory, OutputError, UsageError
@@ -128,7 +126,7 @@ def build_plans(
     try:
         found = golden_precision(open_engine(written, "tensorrt", precision=config.precision))
     except Exception:
-        _write_manifest(written.path, manifest)
+        write_manifest(written.path, manifest)
         for name in plans:
             (written.path / name).unlink(missing_ok=True)
         raise
@@ -322,9 +320,9 @@ def _put(bundle: Bundle, plans: dict[str, bytes], reports: dict[str, PlanReport]
     manifest = bundle.manifest
     try:
         if replaced := set(plans) & set(manifest.plans):
-            _write_manifest(bundle.path, _without(manifest, replaced))
+            write_manifest(bundle.path, _without(manifest, replaced))
         for name, content in plans.items():
-            _write(bundle.path / name, content)
+            write_whole(bundle.path / name, content)
         files = {
             name: FileEntry(sha256=file_sha256(bundle.path / name), bytes=len(content))
             for name, content in plans.items()
@@ -332,7 +330,7 @@ def _put(bundle: Bundle, plans: dict[str, bytes], reports: dict[str, PlanReport]
         manifest = manifest.model_copy(
             update={"files": {**manifest.files, **files}, "plans": {**manifest.plans, **reports}}
         )
-        _write_manifest(bundle.path, manifest)
+        write_manifest(bundle.path, manifest)
     except OSError as error:
         raise OutputError(f"cannot write into the bundle '{bundle.path}': {error.strerror or error}") from None
     return Bundle(bundle.path, manifest)
@@ -345,19 +343,3 @@ def _without(manifest: Manifest, names: set[str]) -> Manifest:
             "plans": {name: plan for name, plan in manifest.plans.items() if name not in names},
         }
     )
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    _write(folder / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all."""
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)

@@ -50,6 +50,12 @@ def test_tensorrt_builds_an_engine_of_it(bundle: Path, precision: str) -> None:
     assert tensorrt_refusal(bundle / f"explainer.{precision}.onnx") == ""
 
 
+def test_openvino_has_the_bf16_operators_that_onnx_runtime_lacks(saccade_command: Run, bundle: Path) -> None:
+    assert "--engine openvino" in saccade_command("verify", bundle, "--precision", "bf16")[2]
+    code, out, err = saccade_command("verify", bundle, "--precision", "bf16", "--engine", "openvino")
+    assert code == 0, out + err
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_bundle_is_verified_in_each_precision(saccade_command: Run, bundle: Path, precision: str) -> None:
     code, out, err = saccade_command("verify", bundle, "--precision", precision)
@@ -80,7 +86,7 @@ def test_what_a_bundle_or_an_engine_has_not_is_said(saccade_command: Run, bundle
     assert "holds no fp16 graph, but fp32; export it again with --precision fp16" in " ".join(err.split())
     code, _, err = saccade_command("verify", bundle, "--precision", "bf16")
     assert code == 1
-    assert "a processor has no bf16 operators: use --provider cuda, or --precision fp32" in " ".join(err.split())
+    assert "a processor has no bf16 operators here: use --engine openvino, --provider cuda or --precision fp32" in " ".join(err.split())
 
 
 def test_calibration_is_of_int8(saccade_command: Run, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_an_interrupted_write_leaves_a_bundle_that_opens(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     first = build_plans(open_bundle(tiny_bundle), AHEAD)
-    written, write = [], to_tensorrt._write
+    written, write = [], to_tensorrt.write_whole
 
     def fails_at_the_second_plan(path: Path, plan: bytes) -> None:
         written.append(path.name)
@@ -89,7 +89,7 @@ def test_an_interrupted_write_leaves_a_bundle_that_opens(
             raise failure
         write(path, plan)
 
-    monkeypatch.setattr(to_tensorrt, "_write", fails_at_the_second_plan)
+    monkeypatch.setattr(to_tensorrt, "write_whole", fails_at_the_second_plan)
     with pytest.raises((OutputError, KeyboardInterrupt)):
         build_plans(first, AHEAD)
     assert open_bundle(tiny_bundle).manifest.plans == {}

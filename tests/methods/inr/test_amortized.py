@@ -266,6 +266,14 @@ def test_the_gate_asks_for_what_a_bundle_does_not_give_by_itself(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_openvino_gives_the_same_functions(exported: tuple[AmortizedExplainer, Path, Uint8]) -> None:
+    _, path, images = exported
+    ours, theirs = (open_engine(path, name, threads=1) for name in ("openvino", "onnx"))
+    for query in (MaskQuery(areas=(0.1, 0.3), size=(60, 40)), MaskQuery(parts=2)):
+        found, wanted = (engine.run(images[:2], None, query).mask for engine in (ours, theirs))
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
 def test_masks_that_no_memory_holds_are_refused_before_they_are_made(
     exported: tuple[AmortizedExplainer, Path, Uint8],
 ) -> None:
