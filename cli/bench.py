@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import BatchSizes, Names, any_json, bundle_argument
+from .options import BatchSizes, Names, ProviderOption, any_json, bundle_argument, by_provider
 
 if TYPE_CHECKING:
     from ..accel.bench import BenchRow
@@ -76,7 +76,20 @@ __all__ = ["bench"]
     metavar="NAME",
     help="Of engine onnx: execution provider, such as cpu or cuda; repeat for a priority order. [default: cpu]",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads for one operator. [default: all cores]")
+@click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    type=ProviderOption(),
+    metavar="NAME.KEY=VALUE",
+    help="An option of a provider, such as cuda.enable_cuda_graph=1; repeatable.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Threads for one operator. [default: what saccade tune found, or all cores]",
+)
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="Draw images/s over latency."
 )
@@ -92,6 +105,7 @@ def bench(
     seconds: float,
     targets: int,
     providers: tuple[str, ...],
+    provider_options: tuple[tuple[str, str, str], ...],
     threads: int | None,
     plot: Path | None,
     as_json: bool,
@@ -117,7 +131,14 @@ def bench(
     from .bench_candidates import make_candidates, make_rivals
 
     opened = open_bundle(bundle)
-    candidates = make_candidates(opened, engines, precisions, providers=providers, threads=threads)
+    candidates = make_candidates(
+        opened,
+        engines,
+        precisions,
+        providers=providers,
+        provider_options=by_provider(provider_options),
+        threads=threads,
+    )
     candidates += make_rivals(opened, compare, checkpoint, weights)
     left_out: list[str] = []
 

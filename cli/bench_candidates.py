@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..accel.bench import Candidate
@@ -27,6 +28,7 @@ def make_candidates(
     precisions: Sequence[str],
     *,
     providers: Sequence[str] = (),
+    provider_options: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     threads: int | None = None,
 ) -> list[Candidate]:
     """Every engine in every precision; ``"all"`` stands for those that there are.
@@ -48,6 +50,7 @@ def make_candidates(
                     "precision": precision,
                     "threads": None if name == "tensorrt" else threads,
                     "providers": asked or None,
+                    "provider_options": {key: value for key, value in provider_options.items() if key in asked} or None,
                 }
                 title = f"{name} {asked[0]}" if asked and asked != ("cpu",) else name
                 found.append(Candidate(title, partial(open_engine, bundle, name, **settings)))  # type: ignore[arg-type]

@@ -26,10 +26,16 @@ _NEEDS = (  # package, what for, extra; the core packages have no extra
     ("transformers", "hf: models", "models"),
     ("scipy", "AIC, SIC, the sanity check", "evaluate"),
     ("captum", "baselines to compare with", "evaluate"),
+    ("openvino", "engine openvino", "openvino"),
+    ("tensorrt", "engine tensorrt", "tensorrt"),
+    ("tensorrt-rtx", "engine tensorrt, RTX GPUs", "tensorrt-rtx"),
+    ("cuda-bindings", "engine tensorrt", "tensorrt"),
     ("scikit-image", "planted scenes", "scenes"),
     ("scikit-learn", "planted scenes", "scenes"),
     ("matplotlib", "planted scenes", "scenes"),
 )
+
+_FASTER = ("openvino", "tensorrt", "tensorrt-rtx")  # engines besides the one that comes along
 
 
 @click.command()
@@ -69,9 +75,14 @@ def doctor(as_json: bool) -> None:
         "platform": platform.platform(),
         "providers": _providers(),
         "gpu": _gpu(),
+        "gpu_libraries": _gpu_libraries(),
         "packages": packages,
         "install": sorted(
-            {f"pip install 'saccade[{p['extra']}]'" for p in packages if p["version"] is None and p["extra"]}
+            {
+                f"pip install 'saccade[{p['extra']}]'"
+                for p in packages
+                if p["version"] is None and p["extra"] and p["extra"] not in _FASTER
+            }
         ),
     }
     if as_json:
@@ -86,6 +97,14 @@ def _providers() -> list[str]:
     except ImportError:
         return []
     return [str(name) for name in onnxruntime.get_available_providers()]
+
+
+def _gpu_libraries() -> list[dict[str, Any]]:
+    try:
+        from ..accel.gpu_libraries import gpu_libraries
+    except ImportError:  # ONNX Runtime is missing, which the table says
+        return []
+    return [vars(library) for library in gpu_libraries()]
 
 
 def _gpu() -> str:
@@ -111,6 +130,16 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"saccade {report['saccade']}, Python {report['python']}, {report['platform']}", highlight=False)
     console.print(f"ONNX Runtime providers: {', '.join(report['providers']) or 'none'}", highlight=False)
     console.print(f"GPU: {report['gpu']}", highlight=False)
+    wanted = "CUDAExecutionProvider" in report["providers"] or not report["gpu"].startswith("none found")
+    if lacking := [library for library in report["gpu_libraries"] if wanted and not library["found"]]:
+        console.print("What the GPU needs and is not here:")
+        for library in lacking:
+            console.print(
+                f"  {library['name']}, for {library['purpose']}: {library['remedy']}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
     table = Table(box=None, pad_edge=False)
     for heading in ("package", "version", "for"):
         table.add_column(heading)

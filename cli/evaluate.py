@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import any_json, bundle_argument, engine_options
+from .options import EngineOptions, any_json, bundle_argument, engine_options
 
 if TYPE_CHECKING:
     from ..evaluate.metrics import Estimate, Metric
@@ -111,10 +111,7 @@ def evaluate(
     memory_budget: float,
     batch_size: int | None,
     report: Path | None,
-    engine: str,
-    providers: tuple[str, ...],
-    threads: int | None,
-    precision: str,
+    engine: EngineOptions,
     as_json: bool,
 ) -> int:
     """Measure whether a bundle's explanations are faithful; no PyTorch is needed, except by two of the baselines.
@@ -145,8 +142,8 @@ def evaluate(
     from .evaluation_data import open_data
     from .progress import counting_progress
 
-    settings: dict[str, Any] = {"engine": engine, "providers": providers or None, "threads": threads}
-    running = open_engine(bundle, engine, providers=providers or None, threads=threads, precision=precision)
+    settings = engine.settings()
+    running = open_engine(bundle, **settings)
     manifest = running.bundle.manifest
     images = open_data(
         data, manifest.image, manifest.class_names, masks=masks, count=count, first=first, context=context
@@ -163,7 +160,9 @@ def evaluate(
     )
     with ExitStack() as stack:
         contenders = [bundle_contender(running, stack)]
-        contenders += [make_contender(name, running, stack, settings, weights) for name in against]
+        contenders += [
+            make_contender(name, running, stack, {**settings, "precision": "fp32"}, weights) for name in against
+        ]
         size = batch_size or largest_batch(running, memory_budget * 1024)
         progress = stack.enter_context(counting_progress())
         bars = {contender.name: progress.add_task(contender.name, total=images.count) for contender in contenders}
@@ -184,7 +183,7 @@ def evaluate(
         "steps": steps,
         "tolerance": tolerance,
         "batch_size": size,
-        "engine": engine,
+        "engine": engine.engine,
     }
     for name, reason in images.failures.items():
         click.echo(f"skipped {reason or name}", err=True)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Areas, Box, ImageSize, any_json, engine_options
+from .options import Areas, Box, EngineOptions, ImageSize, any_json, engine_options
 
 if TYPE_CHECKING:
     from ..accel.engine import Engine
     from .outcome import Outcome
 
 __all__ = ["explain"]
+
+_OF_ENGINES = ("engine", "providers", "provider_options", "threads")
 
 
 @click.command()
@@ -192,10 +194,7 @@ def explain(
     learning_rate: float,
     tune: str,
     select: str,
-    engine: str,
-    providers: tuple[str, ...],
-    threads: int | None,
-    precision: str,
+    engine: EngineOptions,
     as_json: bool,
 ) -> int:
     """Explain images and folders of images: by a bundle, which needs no PyTorch, or with --method or --checkpoint in
@@ -229,7 +228,7 @@ def explain(
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     pixels = int(max_megapixels * 1e6)
     if method is not None:
-        others = ["bundle", "engine", "providers", "threads", "size", "box"]
+        others = ["bundle", "engine", "providers", "provider_options", "threads", "size", "box"]
         others += ["checkpoint", "steps", "tune", "select", "precision"]
         _refuse_given(context, others, "does not go with --method")
         if spec is None:
@@ -257,16 +256,16 @@ def explain(
     _refuse_given(context, ("objective", "baselines", "margin", "updates", "learning_rate"), "belongs to --method inr")
     if steps is not None:
         _refuse_given(context, ("areas", "several", "size", "box"), "does not go with --finetune")
-        _refuse_given(context, ("bundle", "engine", "providers", "threads"), "belongs to a bundle, not to --finetune")
+        _refuse_given(context, ("bundle", *_OF_ENGINES), "belongs to a bundle, not to --finetune")
         if checkpoint is None:
             raise click.UsageError("--finetune fine-tunes a trained explainer: --checkpoint DIR")
         for package in ("torch", "safetensors"):
             require(package, extra="train", purpose="--finetune")
         from .finetune import explain_finetuned
 
-        if precision not in ("fp32", "bf16"):
+        if engine.precision not in ("fp32", "bf16"):
             raise click.UsageError("--finetune takes --precision fp32 or bf16")
-        settings = {"steps": steps, "tune": tune, "select": select, "precision": precision}
+        settings = {"steps": steps, "tune": tune, "select": select, "precision": engine.precision}
         return explain_finetuned(
             find_images(list(paths)),
             checkpoint,
@@ -287,7 +286,7 @@ def explain(
     files = find_images(list(paths))
     if method is not None or checkpoint is not None:
         _refuse_given(context, ("bundle",), "does not go with --checkpoint; give one of them")
-        _refuse_given(context, ("engine", "providers", "threads", "precision"), "belongs to a bundle, not to PyTorch")
+        _refuse_given(context, (*_OF_ENGINES, "precision"), "belongs to a bundle, not to PyTorch")
         for package in ("torch", "onnx", "onnxscript", "safetensors"):
             require(package, extra="train", purpose="explaining in PyTorch")
         from .in_torch import open_checkpoint, open_method
@@ -301,7 +300,7 @@ def explain(
     else:
         _refuse_given(context, ("spec", "weights"), "belongs to --method or --checkpoint")
         assert bundle is not None, "checked above"
-        running = open_engine(bundle, engine, providers=providers or None, threads=threads, precision=precision)
+        running = open_engine(bundle, **engine.settings())
     manifest = running.bundle.manifest
     indices = tuple(running.bundle.target_index(target) for target in targets) or (-1,)
     if max(indices) >= 0 and not manifest.class_specific:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ __all__ = [
     "Areas",
     "BatchSizes",
     "Box",
+    "EngineOptions",
     "ImageSize",
     "Names",
+    "ProviderOption",
     "any_json",
     "bundle_argument",
+    "by_provider",
     "engine_options",
     "read_class_names",
     "resolve_model",
@@ -61,32 +66,108 @@ def bundle_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("bundle", type=click.Path(path_type=Path))(function)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What the command line says of the engine."""
+
+    engine: str
+    providers: tuple[str, ...]
+    provider_options: tuple[tuple[str, str, str], ...]
+    threads: int | None
+    precision: str
+
+    def settings(self) -> dict[str, Any]:
+        """As `open_engine` takes them."""
+        return {
+            "engine": self.engine,
+            "providers": self.providers or None,
+            "provider_options": by_provider(self.provider_options) or None,
+            "threads": self.threads,
+            "precision": self.precision,
+        }
+
+
+def by_provider(options: Sequence[tuple[str, str, str]]) -> dict[str, dict[str, str]]:
+    """Options of execution providers, by provider and key."""
+    found: dict[str, dict[str, str]] = {}
+    for provider, key, value in options:
+        found.setdefault(provider, {})[key] = value
+    return found
+
+
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--engine``, ``--provider``, ``--threads`` and ``--precision``."""
-    function = click.option(
-        "--precision",
-        type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-        default="fp32",
-        show_default=True,
-        help="Which graph of the bundle: lower precisions are those of export --precision. With explain --finetune, of "
-        "the classifier's passes: bf16 makes large models about three times as fast where the processor has it.",
-    )(function)
-    function = click.option(
-        "--threads", type=click.IntRange(1), metavar="N", help="Threads for one operator. [default: all cores]"
-    )(function)
-    function = click.option(
-        "--provider",
-        "providers",
-        multiple=True,
-        metavar="NAME",
-        help="Execution provider, such as cpu or cuda; repeat for a priority order. [default: cpu]",
-    )(function)
-    return click.option(
-        "--engine", default="onnx", show_default=True, metavar="NAME", help="Engine that runs the bundle."
-    )(function)
+    """``--engine``, ``--provider``, ``--provider-option``, ``--threads`` and ``--precision``, which the command gets as
+    one `EngineOptions` called ``engine``.
+    """
+    decorators = (
+        click.option(
+            "--engine",
+            default="onnx",
+            show_default=True,
+            metavar="NAME",
+            help="Engine that runs the bundle: onnx (ONNX Runtime), openvino (processors), tensorrt (NVIDIA GPUs, with "
+            "the plans of export --format tensorrt).",
+        ),
+        click.option(
+            "--provider",
+            "providers",
+            multiple=True,
+            metavar="NAME",
+            help="Of engine onnx: execution provider, such as cpu or cuda; repeat for a priority order. [default: cpu]",
+        ),
+        click.option(
+            "--provider-option",
+            "provider_options",
+            multiple=True,
+            type=ProviderOption(),
+            metavar="NAME.KEY=VALUE",
+            help="An option of a provider, as ONNX Runtime lists them, such as cuda.enable_cuda_graph=1; repeatable.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Threads for one operator. [default: what saccade tune found, or all cores]",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+            default="fp32",
+            show_default=True,
+            help="Which graph of the bundle: lower precisions are those of export --precision. With explain "
+            "--finetune, of the classifier's passes: bf16 makes large models about three times as fast where the "
+            "processor has it.",
+        ),
+    )
+
+    @functools.wraps(function)
+    def packed(*arguments: Any, **options: Any) -> Any:
+        names = EngineOptions.__dataclass_fields__
+        engine = EngineOptions(**{name: options.pop(name) for name in names})
+        return function(*arguments, engine=engine, **options)
+
+    wrapped: Callable[..., Any] = packed
+    for decorator in reversed(decorators):
+        wrapped = decorator(wrapped)
+    return wrapped
 
 
-class BatchSizes(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+class ProviderOption(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """An option of an execution provider as ``cuda.enable_cuda_graph=1``."""
+
+    name = "option"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, str]:
+        """Take it apart."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", str(value))
+        if not found:
+            self.fail(f"'{value}' is not PROVIDER.KEY=VALUE; write for example cuda.enable_cuda_graph=1", param, ctx)
+        return found[1], found[2], found[3]
+
+
+class BatchSizes(click.ParamType):  # type: ignore[type-arg]  # as above
     """Batch sizes as ``1,8,32``."""
 
     name = "sizes"

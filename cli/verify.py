@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import any_json, bundle_argument, engine_options
+from .options import EngineOptions, any_json, bundle_argument, engine_options
 
 __all__ = ["verify"]
 
@@ -16,9 +16,7 @@ __all__ = ["verify"]
 @bundle_argument
 @engine_options
 @any_json
-def verify(
-    bundle: Path, engine: str, providers: tuple[str, ...], threads: int | None, precision: str, as_json: bool
-) -> int:
+def verify(bundle: Path, engine: EngineOptions, as_json: bool) -> int:
     """Prove again that a bundle explains what the original explains; needs no PyTorch.
 
     Checks the files' hashes, PyTorch's own answers kept in the bundle, that two runs and any batch give the same, and
@@ -34,9 +32,7 @@ def verify(
 
     opened = open_bundle(bundle)
     hashes = Check("files are unchanged", f"{len(opened.manifest.files)} hashes", "equal", True)
-    running = open_engine(
-        opened, engine, providers=providers or None, threads=threads, precision=precision, check=False
-    )
+    running = open_engine(opened, **engine.settings(), check=False)
     checks = [hashes, *verify_engine(running)]
     passed = all(check.passed for check in checks)
     if as_json:

@@ -184,6 +184,29 @@ def test_doctor_names_what_is_there(saccade_command: Run) -> None:
     assert saccade_command("doctor")[0] == 0
 
 
+def test_doctor_says_what_a_gpu_lacks_where_there_is_one(saccade_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saccade.accel import gpu_libraries
+
+    module = sys.modules["saccade.cli.doctor"]
+    monkeypatch.setattr(gpu_libraries, "_loads", lambda name: "cudnn" not in name)
+    assert "cudnn" not in saccade_command("doctor")[1], "there is no GPU to need it"
+    monkeypatch.setattr(module, "_gpu", lambda: "NVIDIA L4, 570.1")
+    said = " ".join(saccade_command("doctor")[1].split())
+    assert "libcudnn.so.9, for ONNX Runtime's provider cuda: pip install 'onnxruntime-gpu[cuda,cudnn]'" in said
+    assert "libcuda.so.1" not in said
+    libraries = json.loads(saccade_command("doctor", "--json")[1])["gpu_libraries"]
+    assert [library["name"] for library in libraries if not library["found"]] == ["libcudnn.so.9", "onnxruntime-gpu"]
+
+
+def test_an_option_of_a_provider_is_read_or_refused(saccade_command: Run, tiny_bundle_kept: Path) -> None:
+    code, _, err = saccade_command("verify", tiny_bundle_kept, "--provider-option", "cuda.device_id=1")
+    assert code == 1
+    assert "options are for 'cuda', and the providers asked for are CPUExecutionProvider" in " ".join(err.split())
+    code, _, err = saccade_command("verify", tiny_bundle_kept, "--provider-option", "device_id=1")
+    assert code == 2
+    assert "cuda.enable_cuda_graph=1" in err
+
+
 def test_scenes_write_a_folder_that_explain_takes(saccade_command: Run, tiny_bundle_kept: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scenes"
     assert saccade_command("scenes", "write", folder, "--count", 6, "--variant", "context")[0] == 0

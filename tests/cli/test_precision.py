@@ -86,7 +86,10 @@ def test_what_a_bundle_or_an_engine_has_not_is_said(saccade_command: Run, bundle
     assert "holds no fp16 graph, but fp32; export it again with --precision fp16" in " ".join(err.split())
     code, _, err = saccade_command("verify", bundle, "--precision", "bf16")
     assert code == 1
-    assert "a processor has no bf16 operators here: use --engine openvino, --provider cuda or --precision fp32" in " ".join(err.split())
+    assert (
+        "a processor has no bf16 operators here: use --engine openvino, --provider cuda or --precision fp32"
+        in " ".join(err.split())
+    )
 
 
 def test_calibration_is_of_int8(saccade_command: Run, tmp_path: Path) -> None:
