@@ -21,7 +21,7 @@ import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from saccade.contracts import Floats, Uint8
 from saccade.errors import SaccadeError
 from saccade.export.autograd_free import trace_autograd_free
 from saccade.export.graph import ExplainerGraph, TracedExplainer
+from saccade.export.half import to_half
 from saccade.export.to_onnx import export_onnx
 from saccade.methods.explainee import Explainee
 from saccade.methods.gradient.config import GradientConfig
@@ -69,7 +70,8 @@ class Row:
         runtime_correlation: Pearson's, of ONNX Runtime's masks with those in float64, the worst image.
         own_correlation: of PyTorch's masks in float32, the same.
         openvino_error: as `runtime_error`; None where OpenVINO refuses the graph.
-        tensorrt: why TensorRT builds no engine; empty if it does.
+        tensorrt: why TensorRT builds no plan; empty if it does.
+        tensorrt_half: the same of the graph in fp16.
         seconds: for all of this.
         runtime_cosine, own_cosine: in place of the correlations, which of the few values of a small map say little.
         peak: most memory the process took, GiB; None where several shared it.
@@ -85,6 +87,7 @@ class Row:
     own_correlation: float
     openvino_error: float | None
     tensorrt: str
+    tensorrt_half: str = field(default="not tried", kw_only=True)
     seconds: float
     runtime_cosine: float | None = None
     own_cosine: float | None = None
@@ -218,6 +221,7 @@ def check(explainee: Explainee, method: str, folder: Path, steps: int = STEPS) -
         own_cosine=float(cosine(own, expected.astype(np.float32)).min()),
         openvino_error=openvino,
         tensorrt=tensorrt_refusal(path),
+        tensorrt_half=tensorrt_refusal(to_half(onnx.load(path), "fp16").SerializeToString()),
         seconds=round(time.perf_counter() - began, 1),
         peak=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
     )

@@ -7,9 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
+from saccade.accel.tensorrt_flavour import load_flavour
 from saccade.contracts import Floats, Uint8
+from saccade.errors import SaccadeError
+from saccade.export.to_tensorrt import PlanConfig, build_plan
 
 __all__ = ["in_onnxruntime", "in_openvino", "tensorrt_refusal"]
 
@@ -39,27 +43,18 @@ def in_openvino(path: Path, images: Uint8, target: NDArray[np.int64]) -> tuple[F
     return answers["probabilities"], answers["mask"]
 
 
-def tensorrt_refusal(path: Path, batches: tuple[int, int, int] = (1, 2, 8)) -> str:
-    """Why TensorRT for RTX builds no engine of a graph for GPUs of compute capability 8.0 and 8.9; empty if it does."""
-    import tensorrt_rtx as trt
-
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        return str(parser.get_error(0)).splitlines()[0]
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        profile.set_shape(
-            tensor.name, *[tuple(batch if length == -1 else length for length in tensor.shape) for batch in batches]
-        )
-    config.add_optimization_profile(profile)
-    capabilities = (trt.ComputeCapability.SM80, trt.ComputeCapability.SM89)
-    config.num_compute_capabilities = len(capabilities)
-    for index, capability in enumerate(capabilities):
-        config.set_compute_capability(capability, index)
-    engine = builder.build_serialized_network(network, config)
-    return "" if engine is not None and engine.nbytes else "the builder gives no engine"
+def tensorrt_refusal(graph: Path | bytes, batches: tuple[int, int, int] = (1, 2, 8)) -> str:
+    """Why TensorRT for RTX builds no plan of a graph for GPUs of compute capability 8.0 and 8.9; empty if it does."""
+    content = graph if isinstance(graph, bytes) else graph.read_bytes()
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in onnx.load_from_string(content).graph.input
+    }
+    bounds = {
+        name: tuple(tuple(length or batch for length in shape) for batch in batches) for name, shape in shapes.items()
+    }
+    try:
+        build_plan(content, bounds, PlanConfig(), load_flavour("tensorrt_rtx"), gpus=("sm80", "sm89"))
+    except SaccadeError as error:
+        return str(error)
+    return ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,14 +23,18 @@ from ..contracts import Explanation, Uint8
 from ..errors import ParityError
 from ..evaluate.metrics import Sample, deletion, insertion, measure
 from .half import computes, layer_of, rounded, to_half
-from .quantise import prepared, to_int8
+from .quantise import OPERATORS, Quantiser
 
 __all__ = ["write_lower"]
 
 _FEW = 4  # images, those that lose most, with which sensitive layers are looked for
-_GROUPS = 12  # of neighbouring nodes, that are in half precision one after the other
+_GROUPS = 12  # of neighbouring nodes, that are in lower precision one after the other
 _MOST = 0.5  # share of the groups that may stay in single
 _ENOUGH = 0.5  # of the bars, that few images may use up: other images may lose more
+_PARTS = 4  # of a group, that go back to lower precision where the gate passes without them
+_RUNS = 5  # of a batch, by which the faster of two graphs is found
+
+Convert = Callable[[Sequence[str]], onnx.ModelProto]
 
 
 def write_lower(
@@ -44,9 +50,9 @@ def write_lower(
 ) -> PrecisionReport:
     """Write a bundle's graph in lower precision beside that in single, if it passes its gate.
 
-    Of half precision the gate runs a graph that rounds as a GPU does, see `rounded`; of int8 the graph itself. Where
-    not all layers can be in lower precision, groups of neighbouring ones are tried there alone, and the most sensitive
-    stay in single.
+    Of half precision the gate runs a graph that rounds as a GPU does, see `rounded`; of int8 the graph itself, with as
+    many kinds of operators in int8 as the gate lets pass. Where not all layers can be in lower precision, groups of
+    neighbouring ones are tried there alone, and the most sensitive stay in single.
 
     Args:
         folder: with the graph in single precision.
@@ -65,106 +71,186 @@ def write_lower(
     model = onnx.load(folder / GRAPH_FILE)
     names = {node.name: layer_of(node) for node in model.graph.node}
     single = OnnxEngine(Bundle(folder, manifest))
+    gate = _Gate(precision, single, images, target, original)
+    converters: dict[str, Convert] = {"": lambda keep: to_half(model, precision, keep)}
     if precision == "int8":
         on_stage("int8: calibrating")
-        model = prepared(model)
         some_images = images if calibration is None else calibration
         nobody = np.full(1, -1, dtype=np.int64)
-        feeds = [single.inputs(some_images[at : at + 1], nobody) for at in range(len(some_images))]
+        quantiser = Quantiser(
+            model, (single.inputs(some_images[at : at + 1], nobody) for at in range(len(some_images)))
+        )
+        model = quantiser.model
+        converters = {kinds: lambda keep, kinds=kinds: quantiser.to_int8(kinds, keep) for kinds in OPERATORS}  # type: ignore[misc]
 
-    def converted(keep: Sequence[str]) -> onnx.ModelProto:
-        return to_int8(model, feeds, keep) if precision == "int8" else to_half(model, precision, keep)
-
-    def answers(keep: Sequence[str], which: NDArray[np.intp]) -> Explanation:
-        graph = converted(keep) if precision == "int8" else rounded(converted(keep))
-        return _answers(graph, manifest, images[which], target[which])
-
-    def measured(found: Explanation, kept: tuple[str, ...] = ()) -> PrecisionReport:
-        change = None
-        if precision == "int8":
-            change = _faithfulness_change(single, images, found, original)
-        return measure_precision(found, original, kept).model_copy(update={"faithfulness_change": change})
-
-    every, keep, layers = np.arange(len(images)), list[str](), tuple[str, ...]()
     on_stage(f"{precision}: asking {len(images)} images")
-    found = answers((), every)
-    report = measured(found)
-    if losses(report, precision):
-        worst = np.argsort(cosine(found.mask, original.mask))[:_FEW]
-        some = _rows(original, worst)
-
-        def share(nodes: Sequence[str]) -> float:
-            return share_of_bars(measure_precision(answers(nodes, worst), some), precision)
-
-        keep, layers = _sensitive(
-            model, names, share, lambda done: on_stage(f"{precision}: looking for sensitive layers, {done:.0%}")
-        )
-        report = measured(answers(keep, every), layers)
-    if failed := losses(report, precision):
-        most = f", the most sensitive around '{layers[0]}'" if layers else ""
-        raise ParityError(
-            f"{precision} does not pass the gate, so no bundle was written: {'; '.join(failed)}; that is with "
-            f"{len(layers)} layers in single precision{most}; leave out --precision {precision}"
-        )
-    onnx.save(converted(keep), folder / graph_file(precision))
-    return report
+    tries = [_Try(gate, model, names, convert) for convert in converters.values()]
+    passed = next((one for one in tries if not one.failures), None)
+    if passed is None:
+        for number, one in enumerate(tries):
+            one.search(
+                lambda done, first=number: on_stage(  # type: ignore[misc]
+                    f"{precision}: looking for sensitive layers, {(first + done) / len(tries):.0%}"
+                )
+            )
+        found = [one for one in tries if not one.failures]
+        if not found:
+            raise _refusal(precision, tries[-1])
+        passed = min(found, key=lambda one: one.seconds()) if len(found) > 1 else found[0]
+    onnx.save(passed.converted(), folder / graph_file(precision))
+    return passed.report
 
 
-def _faithfulness_change(single: OnnxEngine, images: Uint8, found: Explanation, original: Explanation) -> float:
-    """The larger difference of the mean insertion and the mean deletion of the masks in lower precision from those of
-    PyTorch's, both by the classifier in single precision.
-    """
-    metrics = (insertion(), deletion())
+def _refusal(precision: str, last: _Try) -> ParityError:
+    most = f", the most sensitive around '{last.layers[0]}'" if last.layers else ""
+    return ParityError(
+        f"{precision} does not pass the gate, so no bundle was written: {'; '.join(last.failures)}; that is with "
+        f"{len(last.layers)} layers in single precision{most}; leave out --precision {precision}"
+    )
 
-    def areas(masks: Explanation) -> list[float]:
-        labels = original.target.reshape(len(images), -1)[:, 0]
+
+@dataclass(frozen=True)
+class _Gate:
+    """What a graph in lower precision is held against."""
+
+    precision: str
+    single: OnnxEngine
+    images: Uint8
+    target: NDArray[np.int64]
+    original: Explanation
+
+    def answers(self, graph: onnx.ModelProto, which: NDArray[np.intp] | None = None) -> Explanation:
+        """Of a graph for some of the images, or all; of half precision as a GPU rounds."""
+        rows = np.arange(len(self.images)) if which is None else which
+        with tempfile.TemporaryDirectory(prefix="saccade-") as folder:
+            onnx.save(graph if self.precision == "int8" else rounded(graph), Path(folder) / GRAPH_FILE)
+            manifest = self.single.bundle.manifest
+            engine = OnnxEngine(Bundle(Path(folder), manifest))
+            return run_in_batches(engine, self.images[rows], self.target[rows], manifest.batch)
+
+    def report(self, found: Explanation, kept: Sequence[str]) -> PrecisionReport:
+        """What answers for all images lose; whether masks are as faithful costs many passes, so it is asked last."""
+        report = measure_precision(found, self.original, tuple(kept))
+        if self.precision != "int8" or losses(report, self.precision):
+            return report
+        changes = zip(self.faithfulness(found), self.faithfulness(self.original), strict=True)
+        change = max(abs(one - other) for one, other in changes)
+        return report.model_copy(update={"faithfulness_change": change})
+
+    def faithfulness(self, answers: Explanation) -> list[float]:
+        """The mean insertion and the mean deletion of masks, both by the classifier in single precision."""
+        metrics = (insertion(), deletion())
+        labels = self.original.target.reshape(len(self.images), -1)[:, 0]
         samples = [
             Sample(image, mask.mean(0), int(label))
-            for image, mask, label in zip(images, masks.mask, labels, strict=True)
+            for image, mask, label in zip(self.images, answers.mask, labels, strict=True)
         ]
-        rows = measure(metrics, samples, single.probabilities)
+        rows = measure(metrics, samples, self.single.probabilities)
         return [metric.aggregate(rows[metric.name]) for metric in metrics]
 
-    return max(abs(one - other) for one, other in zip(areas(found), areas(original), strict=True))
 
-
-def _sensitive(
-    model: onnx.ModelProto,
-    names: Mapping[str, str],
-    share: Callable[[Sequence[str]], float],
-    on_progress: Callable[[float], None],
-) -> tuple[list[str], tuple[str, ...]]:
-    """Nodes to leave in single precision, and the layers they belong to, the most sensitive first.
+class _Try:
+    """One way to convert a graph, and the layers that must stay in single precision with it.
 
     Args:
+        gate: what it is held against.
         model: in single precision.
         names: of the layers that nodes belong to.
-        share: of the bars that are used up where some nodes are in single precision; at most 1 passes.
-        on_progress: told the share of the groups that were tried.
+        convert: makes the graph in lower precision, but for nodes by name.
+
+    Attributes:
+        keep: names of nodes in single precision.
+        layers: that they belong to, the most sensitive first.
+        report: what is lost.
     """
-    nodes = list(model.graph.node)
-    edges = np.linspace(0, len(nodes), min(_GROUPS, len(nodes)) + 1).round().astype(int)
-    groups = [nodes[first:last] for first, last in pairwise(edges)]
-    alone = []
-    for place in range(len(groups)):
-        on_progress(place / len(groups))
-        others = groups[:place] + groups[place + 1 :]
-        alone.append(share([node.name for group in others for node in group]))
-    keep: list[str] = []
-    layers: dict[str, None] = {}
-    for place in np.argsort(-np.array(alone), kind="stable")[: max(1, round(_MOST * len(groups)))]:
-        keep += [node.name for node in groups[place]]
-        layers |= dict.fromkeys(names.get(node.name, node.name) for node in groups[place] if computes(node))
-        if share(keep) <= _ENOUGH:
-            break
-    return keep, tuple(layers)
+
+    def __init__(self, gate: _Gate, model: onnx.ModelProto, names: Mapping[str, str], convert: Convert) -> None:
+        self._gate, self._model, self._names, self._convert = gate, model, names, convert
+        self.keep: list[str] = []
+        self.layers: tuple[str, ...] = ()
+        found = gate.answers(convert(()))
+        self.report = gate.report(found, ())
+        self._worst = np.argsort(cosine(found.mask, gate.original.mask))[:_FEW]
+
+    @property
+    def failures(self) -> list[str]:
+        """What is lost too much, in words."""
+        return losses(self.report, self._gate.precision)
+
+    def converted(self) -> onnx.ModelProto:
+        """The graph in lower precision."""
+        return self._convert(self.keep)
+
+    def seconds(self) -> float:
+        """Of a batch, the shortest of a few runs."""
+        with tempfile.TemporaryDirectory(prefix="saccade-") as folder:
+            onnx.save(self.converted(), Path(folder) / GRAPH_FILE)
+            manifest = self._gate.single.bundle.manifest
+            engine = OnnxEngine(Bundle(Path(folder), manifest))
+            images = self._gate.images[: manifest.batch]
+            spent = []
+            for _ in range(_RUNS):
+                start = time.perf_counter()
+                engine.run(images)
+                spent.append(time.perf_counter() - start)
+            return min(spent[1:])
+
+    def search(self, on_progress: Callable[[float], None]) -> None:
+        """Leave groups of nodes in single precision, the most sensitive first, until the gate passes; and then those
+        parts of them in lower precision without which it passes as well.
+
+        Args:
+            on_progress: told the share of the work that is done.
+        """
+        nodes = list(self._model.graph.node)
+        groups = _split(nodes, _GROUPS)
+        alone = []
+        for place in range(len(groups)):
+            on_progress(place / len(groups) * 0.6)
+            alone.append(self._share([group for other, group in enumerate(groups) if other != place]))
+        chosen: list[list[onnx.NodeProto]] = []
+        for place in np.argsort(-np.array(alone), kind="stable")[: max(1, round(_MOST * len(groups)))]:
+            chosen.append(groups[place])
+            if self._share(chosen) <= _ENOUGH and self._passes(chosen):
+                break
+        else:
+            self._passes(chosen)
+            return
+        for place in reversed(range(len(chosen))):
+            on_progress(0.6 + 0.4 * (1 - (place + 1) / len(chosen)))
+            for part in _split(chosen[place], _PARTS):
+                released = {node.name for node in part}
+                fewer = [[node for node in group if node.name not in released] for group in chosen]
+                if any(computes(node) for node in part) and self._share(fewer) <= _ENOUGH and self._passes(fewer):
+                    chosen = fewer
+
+    def _share(self, kept: Sequence[Sequence[onnx.NodeProto]]) -> float:
+        """How much of the bars few images use up; at most 1 passes."""
+        answers = self._gate.answers(self._convert(_names(kept)), self._worst)
+        return share_of_bars(measure_precision(answers, _rows(self._gate.original, self._worst)), self._gate.precision)
+
+    def _passes(self, kept: Sequence[Sequence[onnx.NodeProto]]) -> bool:
+        """Whether the gate passes with nodes in single precision; if so, or if nothing passed before, it is kept."""
+        layers = tuple(
+            dict.fromkeys(
+                self._names.get(node.name, node.name) for group in kept for node in group if computes(node)
+            )
+        )
+        report = self._gate.report(self._gate.answers(self._convert(_names(kept))), layers)
+        passes = not losses(report, self._gate.precision)
+        if passes or self.failures:
+            self.keep, self.layers, self.report = _names(kept), layers, report
+        return passes
 
 
-def _answers(model: onnx.ModelProto, manifest: Manifest, images: Uint8, target: NDArray[np.int64]) -> Explanation:
-    with tempfile.TemporaryDirectory(prefix="saccade-") as folder:
-        onnx.save(model, Path(folder) / GRAPH_FILE)
-        engine = OnnxEngine(Bundle(Path(folder), manifest))
-        return run_in_batches(engine, images, target, manifest.batch)
+def _split(nodes: Sequence[onnx.NodeProto], parts: int) -> list[list[onnx.NodeProto]]:
+    """Neighbouring nodes in so many groups of nearly the same size; fewer where there are fewer nodes."""
+    edges = np.linspace(0, len(nodes), min(parts, len(nodes)) + 1).round().astype(int)
+    return [list(nodes[first:last]) for first, last in pairwise(edges)]
+
+
+def _names(groups: Sequence[Sequence[onnx.NodeProto]]) -> list[str]:
+    return [node.name for group in groups for node in group]
 
 
 def _rows(answers: Explanation, which: NDArray[np.intp]) -> Explanation:

@@ -1,4 +1,4 @@
-"""A graph in int8: static quantisation of its convolutions and products of matrices."""
+"""A graph in int8: static quantisation with ranges that are taken once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-__all__ = ["prepared", "to_int8"]
+__all__ = ["OPERATORS", "Quantiser"]
 
-_QUANTISED = ("Conv", "MatMul", "Gemm")  # with sums of quantised values explanations of several layers suffer
+OPERATORS = {
+    # What a classifier computes with: values stay in int8 from one layer to the next.
+    "throughout": ("Conv", "MatMul", "Gemm", "Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool"),
+    # Sums and ReLUs in single precision: explanations that are made of several layers' small values need it.
+    "products": ("Conv", "MatMul", "Gemm"),
+}
+"""Kinds of operators that are quantised together, the fastest first."""
 
 
 class _Feeds(CalibrationDataReader):  # type: ignore[misc]
@@ -32,38 +34,56 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
-def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph as it is quantised: its shapes inferred, and what ONNX Runtime fuses fused."""
-    with _files() as (source, result):
-        onnx.save(model, source)
-        quant_pre_process(source, result, skip_symbolic_shape=True)
-        return onnx.load(result)
-
-
-def to_int8(model: onnx.ModelProto, feeds: Iterable[dict[str, Any]], keep: Iterable[str] = ()) -> onnx.ModelProto:
-    """The graph with weights in int8, per channel, and activations in uint8, between QuantizeLinear and
-    DequantizeLinear; what follows a quantised operator is in single precision.
+class Quantiser:
+    """Makes graphs in int8 of one in single precision.
 
     Args:
-        model: in single precision, `prepared`.
-        feeds: inputs of single images, whose values' ranges are taken.
-        keep: names of nodes that are not quantised.
+        model: in single precision.
+        feeds: inputs of single images, whose values' ranges are taken: the smallest and the largest.
+
+    Attributes:
+        model: as it is quantised: its shapes inferred, and what ONNX Runtime fuses fused.
     """
-    with _files() as (source, result):
-        onnx.save(model, source)
-        quantize_static(
-            source,
-            result,
-            _Feeds(feeds),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTISED),
-            nodes_to_exclude=list(keep),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        return onnx.load(result)
+
+    def __init__(self, model: onnx.ModelProto, feeds: Iterable[dict[str, Any]]) -> None:
+        with _files() as (source, result):
+            onnx.save(model, source)
+            quant_pre_process(source, result, skip_symbolic_shape=True)
+            self.model = onnx.load(result)
+            calibrator = create_calibrator(
+                result,
+                list(OPERATORS["throughout"]),
+                augmented_model_path=str(result.with_name("augmented.onnx")),
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+            calibrator.collect_data(_Feeds(feeds))
+            self._ranges = calibrator.compute_data()
+
+    def to_int8(self, operators: str = "throughout", keep: Iterable[str] = ()) -> onnx.ModelProto:
+        """The graph with weights in int8, per channel, and values in uint8, between QuantizeLinear and
+        DequantizeLinear.
+
+        Args:
+            operators: the kinds that are quantised, of `OPERATORS`.
+            keep: names of nodes that are not.
+        """
+        with _files() as (source, _):
+            onnx.save(self.model, source)  # the quantiser changes the graph that it is given
+            quantiser = QDQQuantizer(
+                onnx.load(source),
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=self._ranges,
+                nodes_to_quantize=[],
+                nodes_to_exclude=list(keep),
+                op_types_to_quantize=list(OPERATORS[operators]),
+                extra_options={},
+            )
+            quantiser.quantize_model()
+            result: onnx.ModelProto = quantiser.model.model
+            return result
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ def test_the_graph_is_autograd_s_and_runs_everywhere(name: str, method: str, tmp
     assert row.openvino_error is not None
     assert row.openvino_error <= max(1e-4, 3 * row.own_error)  # it rounds otherwise than PyTorch
     assert row.tensorrt == ""
+    assert row.tensorrt_half == ""
 
 
 def test_what_does_not_fit_an_architecture_is_said() -> None:
