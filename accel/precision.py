@@ -35,12 +35,15 @@ class PrecisionBars:
         cosine: of a mask with PyTorch's, at least.
         top10_iou: overlap of the top 10 % of its pixels, at least.
         probabilities: difference of any, at most.
+        classes: share of the images for which the same class is predicted, at least. Where the best two are nearer to
+            one another than probabilities may differ, either may be predicted; masks of two classes are not compared.
         faithfulness: difference of insertion and of deletion over the images, at most; None where it is not measured.
     """
 
     cosine: float
     top10_iou: float
     probabilities: float
+    classes: float = 0.9
     faithfulness: float | None = None
 
 
@@ -64,12 +67,13 @@ def measure_precision(found: Explanation, original: Explanation, kept: tuple[str
         original: PyTorch's, of the same images and classes.
         kept: layers that were left in single precision.
     """
-    same = found.probabilities.argmax(1) == original.probabilities.argmax(1)
+    same = found.target.reshape(len(original), -1)[:, 0] == original.target.reshape(len(original), -1)[:, 0]
+    masks = (found.mask[same], original.mask[same]) if same.any() else (found.mask, original.mask)
     return PrecisionReport(
         images=len(original),
-        mask_max_abs=float(max_abs(found.mask, original.mask).max()),
-        mask_cosine=float(_number(cosine(found.mask, original.mask)).min()),
-        mask_top10_iou=float(top_iou(found.mask, original.mask).min()),
+        mask_max_abs=float(max_abs(*masks).max()),
+        mask_cosine=float(_number(cosine(*masks)).min()),
+        mask_top10_iou=float(top_iou(*masks).min()),
         probabilities_max_abs=float(max_abs(found.probabilities, original.probabilities).max()),
         classes_equal=float(same.mean()),
         kept=kept,
@@ -88,6 +92,11 @@ def losses(report: PrecisionReport, precision: str) -> list[str]:
         )
     if not report.probabilities_max_abs <= bars.probabilities:
         found.append(f"probabilities differ by up to {report.probabilities_max_abs:.3f} (allowed {bars.probabilities})")
+    if not report.classes_equal >= bars.classes:
+        found.append(
+            f"the same class is predicted for {report.classes_equal:.0%} of the images (at least {bars.classes:.0%} is "
+            "asked)"
+        )
     if bars.faithfulness is not None and report.faithfulness_change is not None:
         if not report.faithfulness_change <= bars.faithfulness:
             found.append(

@@ -9,6 +9,7 @@ PYTHON="${PYTHON:-python}"
 
 "$PYTHON" -m pytest -q -m gpu tests
 "$PYTHON" benchmarks/kernels.py
+"$PYTHON" benchmarks/engines.py --precisions fp16 --batch-sizes 1,8,64 # of ONNX Runtime's GPU build and TensorRT, where they are
 if command -v compute-sanitizer > /dev/null; then
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # every tensor an allocation of its own, so that its bounds are seen
     SACCADE_KERNELS=fused compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu tests/kernels

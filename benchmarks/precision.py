@@ -5,7 +5,7 @@ ONNX Runtime CPU in turn with single precision.
     python benchmarks/precision.py --models ResNet-50 --precisions int8 --seconds 10
 
 The scenes models with their trained explainers and with DIX, and ResNet-50 and ViT-B/16 with random weights of a
-sensible scale and an untrained LTX explainer. Prints a table and writes benchmarks/results/precision.json.
+sensible scale and an LTX explainer of 60 steps. Prints a table and writes benchmarks/results/precision.json.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cost import MODELS, RESULTS, export
+from brief_training import briefly_trained, bundle_of
+from cost import RESULTS
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +36,6 @@ from saccade.export.write_bundle import export_gradient, export_trained
 from saccade.methods.checkpoint import load_checkpoint
 from saccade.methods.explainee import load_explainee
 from saccade.methods.gradient.config import GradientConfig
-from saccade.methods.ltx.config import LTXConfig
 
 Export = Callable[[Path, tuple[str, ...]], Bundle]
 BATCH = 8
@@ -63,9 +64,10 @@ def gradients(model: str, method: str) -> Export:
     return run
 
 
-def untrained(title: str) -> Export:
-    """LTX on the trunk of a model of `benchmarks/cost.py`."""
-    return lambda out, precisions: export(MODELS[title](), LTXConfig(), out, precisions)
+def briefly(title: str) -> Export:
+    """LTX on the trunk of a model of `benchmarks/cost.py`, with random weights and a training of a minute or three."""
+    made = cache(lambda: briefly_trained(title))
+    return lambda out, precisions: bundle_of(made(), out, precisions)
 
 
 CASES: dict[str, dict[str, Export]] = {
@@ -75,8 +77,8 @@ CASES: dict[str, dict[str, Export]] = {
         "DIX2": gradients("resnet", "dix2"),
     },
     "scenes ViT": {"LTX": trained("scenes_vit_ltx_shared"), "DIX2": gradients("vit", "dix2")},
-    "ResNet-50": {"LTX": untrained("ResNet-50, 224 px")},
-    "ViT-B/16": {"LTX": untrained("ViT-B/16, 224 px")},
+    "ResNet-50": {"LTX": briefly("ResNet-50, 224 px")},
+    "ViT-B/16": {"LTX": briefly("ViT-B/16, 224 px")},
 }
 
 

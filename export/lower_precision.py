@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,10 +28,9 @@ from .quantise import OPERATORS, Quantiser
 
 __all__ = ["write_lower"]
 
-_FEW = 4  # images, those that lose most, with which sensitive layers are looked for
+_FEW = 32  # images, those that lose most, with which sensitive layers are looked for
 _GROUPS = 12  # of neighbouring nodes, that are in lower precision one after the other
 _MOST = 0.5  # share of the groups that may stay in single
-_ENOUGH = 0.5  # of the bars, that few images may use up: other images may lose more
 _PARTS = 4  # of a group, that go back to lower precision where the gate passes without them
 _RUNS = 5  # of a batch, by which the faster of two graphs is found
 
@@ -120,7 +120,7 @@ class _Gate:
     original: Explanation
 
     def answers(self, graph: onnx.ModelProto, which: NDArray[np.intp] | None = None) -> Explanation:
-        """Of a graph for some of the images, or all; of half precision as a GPU rounds."""
+        """Of a graph, for some of the images or all; of half precision as a GPU rounds."""
         rows = np.arange(len(self.images)) if which is None else which
         with tempfile.TemporaryDirectory(prefix="saccade-") as folder:
             onnx.save(graph if self.precision == "int8" else rounded(graph), Path(folder) / GRAPH_FILE)
@@ -133,9 +133,13 @@ class _Gate:
         report = measure_precision(found, self.original, tuple(kept))
         if self.precision != "int8" or losses(report, self.precision):
             return report
-        changes = zip(self.faithfulness(found), self.faithfulness(self.original), strict=True)
+        changes = zip(self.faithfulness(found), self._faithfulness_of_original, strict=True)
         change = max(abs(one - other) for one, other in changes)
         return report.model_copy(update={"faithfulness_change": change})
+
+    @cached_property
+    def _faithfulness_of_original(self) -> list[float]:
+        return self.faithfulness(self.original)
 
     def faithfulness(self, answers: Explanation) -> list[float]:
         """The mean insertion and the mean deletion of masks, both by the classifier in single precision."""
@@ -170,7 +174,8 @@ class _Try:
         self.layers: tuple[str, ...] = ()
         found = gate.answers(convert(()))
         self.report = gate.report(found, ())
-        self._worst = np.argsort(cosine(found.mask, gate.original.mask))[:_FEW]
+        same = found.target.reshape(len(found), -1)[:, 0] == gate.original.target.reshape(len(found), -1)[:, 0]
+        self._worst = np.argsort(np.where(same, cosine(found.mask, gate.original.mask), np.inf))[:_FEW]
 
     @property
     def failures(self) -> list[str]:
@@ -211,7 +216,7 @@ class _Try:
         chosen: list[list[onnx.NodeProto]] = []
         for place in np.argsort(-np.array(alone), kind="stable")[: max(1, round(_MOST * len(groups)))]:
             chosen.append(groups[place])
-            if self._share(chosen) <= _ENOUGH and self._passes(chosen):
+            if self._share(chosen) <= 1 and self._passes(chosen):
                 break
         else:
             self._passes(chosen)
@@ -221,7 +226,7 @@ class _Try:
             for part in _split(chosen[place], _PARTS):
                 released = {node.name for node in part}
                 fewer = [[node for node in group if node.name not in released] for group in chosen]
-                if any(computes(node) for node in part) and self._share(fewer) <= _ENOUGH and self._passes(fewer):
+                if any(computes(node) for node in part) and self._share(fewer) <= 1 and self._passes(fewer):
                     chosen = fewer
 
     def _share(self, kept: Sequence[Sequence[onnx.NodeProto]]) -> float:
@@ -232,9 +237,7 @@ class _Try:
     def _passes(self, kept: Sequence[Sequence[onnx.NodeProto]]) -> bool:
         """Whether the gate passes with nodes in single precision; if so, or if nothing passed before, it is kept."""
         layers = tuple(
-            dict.fromkeys(
-                self._names.get(node.name, node.name) for group in kept for node in group if computes(node)
-            )
+            dict.fromkeys(self._names.get(node.name, node.name) for group in kept for node in group if computes(node))
         )
         report = self._gate.report(self._gate.answers(self._convert(_names(kept))), layers)
         passes = not losses(report, self._gate.precision)
