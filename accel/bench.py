@@ -171,7 +171,7 @@ class _Runner:
     @classmethod
     def opened(cls, candidate: Candidate, batch_sizes: Sequence[int], targets: int) -> _Runner:
         """Open it and run every batch size until it is warm, noting the memory that this takes."""
-        before, free = resident_mib(), free_bytes()
+        free, before = free_bytes(), resident_mib()  # in this order: the first takes memory for itself
         reset_peak()
         engine = candidate.open()
         golden = engine.bundle.golden.images

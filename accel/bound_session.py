@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,9 +47,14 @@ class BoundSession:
         self._names = [output.name for output in session.get_outputs()]
         self._bound: OrderedDict[tuple[Any, ...], _Bound] = OrderedDict()
         self._captured = 0
+        self._lock = threading.Lock()  # of the buffers, which all calls share
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, for inputs by name."""
+        with self._lock:
+            return self._run(feeds)
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         key = tuple((name, value.shape, value.dtype.str) for name, value in feeds.items())
         if key in self._bound:
             self._bound.move_to_end(key)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 
+import numpy as np
+
 from ..contracts import Explanation
 from ..errors import ParityError
 from .bundle import file_sha256
@@ -57,7 +59,8 @@ def ensure_golden(engine: Engine, identity: str) -> None:
 def golden_precision(engine: Engine) -> PrecisionReport:
     """What an engine in lower precision loses on the golden samples."""
     golden = engine.bundle.golden
-    original = Explanation(probabilities=golden.probabilities, target=golden.target, mask=golden.mask)
+    explained = np.where(golden.target < 0, golden.probabilities.argmax(1), golden.target)
+    original = Explanation(probabilities=golden.probabilities, target=explained, mask=golden.mask)
     return measure_precision(run_golden(engine, engine.bundle.manifest.batch), original)
 
 

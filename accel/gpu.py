@@ -93,8 +93,12 @@ class Gpu:
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             work()
-        finally:
-            graph = self._call("cudaStreamEndCapture", stream)
+        except BaseException:
+            _, graph = self._cuda.cudaStreamEndCapture(stream)  # whatever it says, the first reason counts
+            if graph:
+                self._cuda.cudaGraphDestroy(graph)
+            raise
+        graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._call("cudaGraphInstantiate", graph, 0)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class GraphEngine:
 
     Attributes:
         most_images: that go through the graph together; larger requests are taken apart.
+        most_targets: classes of an image that do; None for any number.
     """
 
     name: str
@@ -47,6 +49,7 @@ class GraphEngine:
             )
         self.bundle = bundle
         self.precision = precision
+        self.most_targets: int | None = None if bundle.manifest.several_targets else 1
         self.most_images: int | None = bundle.manifest.batch if bundle.manifest.splits else None
 
     @property
@@ -75,8 +78,8 @@ class GraphEngine:
         if asked.parts == 1:  # the first of several is the mask itself
             asked = query = replace(asked, areas=(asked.areas or manifest.areas)[:1], parts=0)
         classes = self._checked_target(target, len(images))
-        if classes.ndim == 2 and not manifest.several_targets:
-            return self._one_after_the_other(images, classes, query)
+        if classes.ndim == 2 and classes.shape[1] > (self.most_targets or classes.shape[1]):
+            return self._in_groups(images, classes, query)
         batches = _batches(len(images), self.most_images)
         requests = (self.inputs(images[batch], classes[batch], asked) for batch in batches)
         if manifest.areas:
@@ -142,16 +145,21 @@ class GraphEngine:
                 f"more than this machine has; {smaller(feeds)}"
             )
 
-    def _one_after_the_other(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None) -> Explanation:
-        """Several classes of each image by a graph that takes one."""
-        parts = [self.run(images, column, query) for column in classes.T]
+    def _in_groups(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None) -> Explanation:
+        """Several classes of each image by a graph that takes one, or not as many."""
+        if not self.bundle.manifest.several_targets:
+            parts = [self.run(images, column, query) for column in classes.T]
+            join = functools.partial(np.stack, axis=1)
+        else:
+            size = self.most_targets or classes.shape[1]
+            firsts = range(0, classes.shape[1], size)
+            parts = [self.run(images, classes[:, first : first + size], query) for first in firsts]
+            join = functools.partial(np.concatenate, axis=1)
         return Explanation(
             probabilities=parts[0].probabilities,
-            target=np.stack([part.target for part in parts], 1),
+            target=join([part.target for part in parts]),
             mask=np.concatenate([part.mask for part in parts], 1),
-            diagnostics={
-                name: np.stack([part.diagnostics[name] for part in parts], 1) for name in parts[0].diagnostics
-            },
+            diagnostics={name: join([part.diagnostics[name] for part in parts]) for name in parts[0].diagnostics},
         )
 
     def _checked_images(self, images: Uint8) -> Uint8:

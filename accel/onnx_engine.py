@@ -14,7 +14,7 @@ from .graph_engine import ALLOCATION, Answer, GraphEngine, first_line, smaller
 from .machine import tuning_key
 from .manifest import Tuning
 
-__all__ = ["OnnxEngine"]
+__all__ = ["OnnxEngine", "short_name"]
 
 _DEVICES = {
     "CUDAExecutionProvider": "cuda",
@@ -95,8 +95,9 @@ class OnnxEngine(GraphEngine):
             session = self._sessions[what] = self._session(self.graph_of(what))
             if device := _DEVICES.get(self.providers[0]):
                 options = self.provider_options[0]
-                index, graphs = int(options.get("device_id", 0)), options.get("enable_cuda_graph", "0")
-                self._bound[what] = BoundSession(session, device, index, graphs=graphs in ("1", "True", "true"))
+                wanted = (options.get("enable_cuda_graph"), options.get("trt_cuda_graph_enable"))
+                graphs = any(str(value).lower() in ("1", "true") for value in wanted)
+                self._bound[what] = BoundSession(session, device, int(options.get("device_id", 0)), graphs=graphs)
         return self._sessions[what]
 
     def _session(self, graph: bytes) -> ort.InferenceSession:
@@ -108,6 +109,8 @@ class OnnxEngine(GraphEngine):
         # A pattern sets a second block aside, which a memory budget does not know of.
         options.enable_mem_pattern = self.tuning.memory_pattern and not self.bundle.manifest.splits
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.tuning.spinning)))
+        if self.tuning.spinning:  # but not after the call, when others want the cores
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if any(_DEVICES.get(name) for name in self.providers):
             ort.preload_dlls()  # the CUDA libraries that came as Python packages, if any did
         try:
@@ -162,4 +165,9 @@ def _resolve_options(options: Mapping[str, Mapping[str, str]], providers: Sequen
 
 def _is_called(name: str, full: str) -> bool:
     """``CUDAExecutionProvider`` is also called ``cuda``."""
-    return name.lower() in (full.lower(), full.removesuffix("ExecutionProvider").lower())
+    return short_name(name) == short_name(full)
+
+
+def short_name(provider: str) -> str:
+    """``CUDAExecutionProvider`` as ``cuda``."""
+    return provider.lower().removesuffix("executionprovider")

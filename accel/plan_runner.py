@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, UsageError
+from ..errors import EngineError, SaccadeError, UsageError
 from .gpu import Gpu
 
 __all__ = ["PlanRunner"]
@@ -81,6 +83,7 @@ class PlanRunner:
         self._dtypes = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
         self._config = config
         self._slots = [_Slot(device.stream(), self._lane()) for _ in range(_IN_FLIGHT)]
+        weakref.finalize(self, _release, device, self._slots)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """The outputs by name, for inputs by name."""
@@ -118,8 +121,11 @@ class PlanRunner:
             self._set_shapes(lane, arrays)
         for name, value in arrays.items():
             lane.buffers[name].host[: value.nbytes] = value.reshape(-1).view(np.uint8)
-        if lane.ready and lane is not slot.any_shape and lane.graph is None:
-            lane.graph = self._device.record(slot.stream, lambda: self._queue(slot.stream, lane, arrays))
+        if lane.ready and lane is not slot.any_shape and lane.graph is None and self._graphs:
+            try:
+                lane.graph = self._device.record(slot.stream, lambda: self._queue(slot.stream, lane, arrays))
+            except SaccadeError:  # some plans cannot be recorded; they run as well without
+                self._graphs = False
         if lane.graph is None:
             self._queue(slot.stream, lane, arrays)
             lane.ready = True
@@ -131,8 +137,11 @@ class PlanRunner:
         if key in slot.one_shape:
             return slot.one_shape[key]
         if self._graphs and key in slot.seen and len(slot.one_shape) < _GRAPHS:
-            slot.one_shape[key] = self._lane()
-            return slot.one_shape[key]
+            try:
+                slot.one_shape[key] = self._lane()
+                return slot.one_shape[key]
+            except SaccadeError:  # the GPU's memory is for what runs already
+                self._graphs = False
         slot.seen.add(key)
         return slot.any_shape
 
@@ -190,3 +199,14 @@ class PlanRunner:
             raise UsageError(
                 f"the plan takes '{name}' from {least} to {most}, not {shape}; build one with other bounds"
             )
+
+
+def _release(device: Gpu, slots: list[_Slot]) -> None:
+    """Give back the memory of a runner that is no more."""
+    with contextlib.suppress(Exception):  # at the process's end the device may have gone before
+        for slot in slots:
+            device.wait(slot.stream)
+            for lane in (slot.any_shape, *slot.one_shape.values()):
+                for buffer in lane.buffers.values():
+                    device.free(buffer.device)
+                    device.free_pinned(buffer.host)

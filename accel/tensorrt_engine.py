@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
+import contextlib
+import shlex
+import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,10 @@ from .manifest import PlanReport
 from .plan_runner import PlanRunner
 from .tensorrt_flavour import Flavour, installed_flavours, load_flavour, messages_of
 
-__all__ = ["TensorRTEngine", "choose_plan", "rebuild_command"]
+__all__ = ["MOST_TARGETS", "TensorRTEngine", "choose_plan", "rebuild_command"]
+
+MOST_TARGETS = 8
+"""Classes of one image that a plan explains at once."""
 
 
 class TensorRTEngine(GraphEngine):
@@ -53,6 +59,10 @@ class TensorRTEngine(GraphEngine):
         self._runners: dict[str, PlanRunner] = {}
         self._kept: list[Any] = []  # TensorRT's objects, which must live as long as what was made from them
         self._compiled: dict[Path, Any] = {}
+        weakref.finalize(self, _keep_compiled, self._compiled, self._gpu)
+        self._lock = threading.Lock()  # of buffers and streams, which all requests share
+        if self.most_targets is None:
+            self.most_targets = MOST_TARGETS
         self.most_images = self._plan.batches[2]
 
     @property
@@ -77,9 +87,10 @@ class TensorRTEngine(GraphEngine):
                 counts.append(len(feeds["image"]))
                 yield _padded(feeds, least)
 
-        for answers in runner.run_each(padded()):
-            count = counts.pop(0)
-            yield {name: value[:count] for name, value in answers.items()}
+        with self._lock:
+            for answers in runner.run_each(padded()):
+                count = counts.pop(0)
+                yield {name: value[:count] for name, value in answers.items()}
 
     def _open(self, what: Answer) -> PlanRunner:
         """The plan that gives the masks, the parts, or the probabilities alone; loaded when first needed."""
@@ -99,7 +110,8 @@ class TensorRTEngine(GraphEngine):
                 f"{rebuild_command(self.bundle, self.precision, self._flavour.name)}"
             )
         config = self._compiled_kernels(engine, name)
-        self._runners[what] = PlanRunner(trt, engine, self._gpu, graphs=self._graphs, config=config)
+        graphs = self._graphs and config is None  # TensorRT for RTX makes them itself
+        self._runners[what] = PlanRunner(trt, engine, self._gpu, graphs=graphs, config=config)
         self._kept += [logger, runtime, engine, config]
         return self._runners[what]
 
@@ -112,24 +124,25 @@ class TensorRTEngine(GraphEngine):
         config = engine.create_runtime_config()
         if not hasattr(config, "create_runtime_cache"):
             return None
+        if self._graphs:
+            config.cuda_graph_strategy = self._flavour.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         cache = config.create_runtime_cache()
         sha = self.bundle.manifest.files[name].sha256
         path = cache_folder("kernels") / f"{sha[:16]}-{self._gpu.architecture}-{self._flavour.version}"
         if path.is_file():
             cache.deserialize(path.read_bytes())
         config.set_runtime_cache(cache)
-        if not self._compiled:
-            atexit.register(self._keep_compiled)
         self._compiled[path] = cache
         return config
 
-    def _keep_compiled(self) -> None:
-        for path, cache in self._compiled.items():
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, bytes(cache.serialize()))
-            except OSError:
-                pass  # a machine without a writable cache compiles again next time
+
+def _keep_compiled(compiled: dict[Path, Any], gpu: Gpu) -> None:
+    """Write what TensorRT for RTX compiled where the next engine finds it."""
+    for path, cache in compiled.items():
+        with contextlib.suppress(Exception):  # a machine without a writable cache compiles again next time
+            gpu.use()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, bytes(cache.serialize()))
 
 
 def choose_plan(bundle: Bundle, what: Answer, precision: str, gpu: str, flavours: list[Flavour]) -> tuple[str, Flavour]:
@@ -154,11 +167,11 @@ def choose_plan(bundle: Bundle, what: Answer, precision: str, gpu: str, flavours
             if plan.answer == what and not _foreign(plan, flavour, gpu):
                 return name, flavour
     command = rebuild_command(bundle, precision, flavours[0].name)
+    by_name = {flavour.name: flavour for flavour in flavours}
     reasons = [
-        f"'{name}' is {_foreign(plan, flavour, gpu)}"
+        f"'{name}' is {_foreign(plan, by_name.get(plan.flavour, flavours[0]), gpu)}"
         for name, plan in plans.items()
         if plan.answer == what
-        for flavour in flavours[:1]
     ]
     found = "; ".join(reasons) or f"it has none of {precision} that gives {what}"
     raise EngineError(f"the bundle '{bundle.path}' has no TensorRT plan that runs here: {found}; build one: {command}")
@@ -166,8 +179,10 @@ def choose_plan(bundle: Bundle, what: Answer, precision: str, gpu: str, flavours
 
 def rebuild_command(bundle: Bundle, precision: str, flavour: str) -> str:
     """The command that builds a bundle's plans on the machine where it is given."""
+    if precision == "int8":
+        precision = "fp16"  # TensorRT takes no graphs that are quantised for processors
     options = "" if precision == "fp32" else f" --precision {precision}"
-    return f"saccade export --bundle {bundle.path} --format {flavour.replace('_', '-')}{options}"
+    return f"saccade export --bundle {shlex.quote(str(bundle.path))} --format {flavour.replace('_', '-')}{options}"
 
 
 def _foreign(plan: PlanReport, flavour: Flavour, gpu: str) -> str:

@@ -127,7 +127,7 @@ def bench(
     from ..accel.bench import bench_engines
     from ..accel.bundle import open_bundle
     from ..accel.machine import machine
-    from ..errors import OutputError, SaccadeError
+    from ..errors import EngineError, OutputError, SaccadeError
     from .bench_candidates import make_candidates, make_rivals
 
     opened = open_bundle(bundle)
@@ -139,7 +139,7 @@ def bench(
         provider_options=by_provider(provider_options),
         threads=threads,
     )
-    candidates += make_rivals(opened, compare, checkpoint, weights)
+    candidates += make_rivals(opened, compare, checkpoint, weights, threads)
     left_out: list[str] = []
 
     def leave_out(name: str, error: SaccadeError) -> None:
@@ -160,6 +160,8 @@ def bench(
             on_open=lambda: progress.advance(warm),
             on_failure=leave_out,
         )
+    if not rows:
+        raise EngineError(f"nothing of what was asked for runs here: {'; '.join(left_out)}")
     if plot is not None:
         from .bench_plot import draw_bench
 

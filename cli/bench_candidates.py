@@ -12,6 +12,7 @@ from ..accel.bench import Candidate
 from ..accel.bundle import Bundle
 from ..accel.engine import Engine
 from ..accel.engines import ENGINES, open_engine
+from ..accel.onnx_engine import short_name
 from ..errors import EngineError, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ def make_candidates(
     for name in engines:
         if name not in (*ENGINES, "all"):
             raise EngineError(f"there is no engine '{name}'; {suggest(name, [*ENGINES, 'all'])}")
+    known = [short_name(name) for name in providers or ("cpu", *(("cuda",) if "all" in engines else ()))]
+    for name in provider_options:
+        if short_name(name) not in known:
+            raise UsageError(
+                f"--provider-option is for '{name}', and the providers are {', '.join(known)}; add --provider"
+            )
     held = ("fp32", *bundle.manifest.precisions)
     chosen = ENGINES if "all" in engines else tuple(dict.fromkeys(engines))
     kinds = held if "all" in precisions else tuple(dict.fromkeys(precisions))
@@ -50,14 +57,21 @@ def make_candidates(
                     "precision": precision,
                     "threads": None if name == "tensorrt" else threads,
                     "providers": asked or None,
-                    "provider_options": {key: value for key, value in provider_options.items() if key in asked} or None,
+                    "provider_options": {
+                        key: value
+                        for key, value in provider_options.items()
+                        if short_name(key) in map(short_name, asked)
+                    }
+                    or None,
                 }
                 title = f"{name} {asked[0]}" if asked and asked != ("cpu",) else name
                 found.append(Candidate(title, partial(open_engine, bundle, name, **settings)))  # type: ignore[arg-type]
     return found
 
 
-def make_rivals(bundle: Bundle, names: Sequence[str], checkpoint: Path | None, weights: Path | None) -> list[Candidate]:
+def make_rivals(
+    bundle: Bundle, names: Sequence[str], checkpoint: Path | None, weights: Path | None, threads: int | None = None
+) -> list[Candidate]:
     """The original explainer in PyTorch, as it is and compiled.
 
     Args:
@@ -65,6 +79,7 @@ def make_rivals(bundle: Bundle, names: Sequence[str], checkpoint: Path | None, w
         names: of `RIVALS`.
         checkpoint: of a trained explainer.
         weights: of the classifier, where they are not where they were.
+        threads: of PyTorch on a processor; None takes all cores.
 
     Raises:
         UsageError: there is no such rival, or a trained explainer's checkpoint was not given.
@@ -76,6 +91,10 @@ def make_rivals(bundle: Bundle, names: Sequence[str], checkpoint: Path | None, w
     if not names:
         return []
     original = _original(bundle, checkpoint, weights)
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
     return [Candidate(name, partial(_rival, original, compiled=name == "torch-compile")) for name in names]
 
 

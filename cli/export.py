@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .plan import PlanOptions, build_plans_of, plan_options
+from .plan import PlanOptions, build_plans_of, check_plans, plan_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +136,7 @@ def export(
     from ..errors import UsageError, require
 
     if existing is not None:
-        if method is not None or checkpoint is not None or out is not None:
+        if any((method, checkpoint, out, data, calibrate, spec, any_size, overwrite)):
             raise UsageError(
                 "--bundle takes a bundle that is there; without it, --method or --checkpoint make a new one"
             )
@@ -154,6 +154,8 @@ def export(
         raise UsageError("--calibrate goes with --precision int8")
     if method is not None and spec is None:
         raise UsageError(f"--method {method} needs the classifier: --model SPEC, for example torchvision:resnet50")
+    if plan.wanted:
+        check_plans(plan, precisions, any_size)
     for package in ("torch", "onnx", "onnxscript", "safetensors"):
         require(package, extra="train", purpose="exporting")
     from rich.console import Console

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ from .options import BatchSizes
 
 if TYPE_CHECKING:
     from ..accel.bundle import Bundle
+    from ..accel.manifest import PlanReport
+    from ..export.to_tensorrt import PlanConfig
 
-__all__ = ["PlanOptions", "build_plans_of", "plan_options"]
+__all__ = ["PlanOptions", "build_plans_of", "check_plans", "plan_options"]
 
 _FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
 
@@ -85,6 +87,8 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def packed(*arguments: Any, **options: Any) -> Any:
+        if options["format"] == "onnx":
+            _refuse_given()
         names = PlanOptions.__dataclass_fields__
         plan = PlanOptions(**{name: options.pop(name) for name in names})
         return function(*arguments, plan=plan, **options)
@@ -93,6 +97,33 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorator in reversed(decorators):
         wrapped = decorator(wrapped)
     return wrapped
+
+
+def _refuse_given() -> None:
+    """Options of plans say nothing where there are none."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        if parameter.name is None or parameter.name not in {*PlanOptions.__dataclass_fields__} - {"format"}:
+            continue
+        if context.get_parameter_source(parameter.name) not in (None, click.core.ParameterSource.DEFAULT):
+            raise click.UsageError(f"{parameter.opts[0]} goes with --format tensorrt or --format tensorrt-rtx")
+
+
+def check_plans(options: PlanOptions, precisions: Sequence[str], any_size: bool = False) -> None:
+    """Refuse plans that cannot be built, before a bundle is made for them.
+
+    Raises:
+        UsageError: options that do not fit together.
+        EngineError: there is no GPU to build for.
+        MissingDependencyError: TensorRT is not installed.
+    """
+    from ..errors import UsageError
+    from ..export.to_tensorrt import check_config
+
+    if any_size:
+        raise UsageError("TensorRT has no antialiased resizing; leave out --any-size or --format")
+    for config in _configs(options, precisions):
+        check_config(config)
 
 
 def build_plans_of(bundle: Bundle, options: PlanOptions, precisions: Sequence[str]) -> Bundle:
@@ -105,37 +136,48 @@ def build_plans_of(bundle: Bundle, options: PlanOptions, precisions: Sequence[st
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ..errors import UsageError
-    from ..export.to_tensorrt import PlanConfig, build_plans
+    from ..export.to_tensorrt import build_plans
 
-    if len(options.batches) != 3:
-        raise UsageError("--batch-sizes of plans are three: the least, the best and the most images, such as 1,8,32")
+    configs = _configs(options, precisions)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    before = dict(bundle.manifest.plans)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bars: dict[str, Any] = {}
 
-        def show(stage: str, done: float) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=1.0)
-            progress.update(bars[stage], completed=done)
+        def show(precision: str, stage: str, done: float) -> None:
+            title = f"{precision}: {stage}"
+            if title not in bars:
+                bars[title] = progress.add_task(title, total=1.0)
+            progress.update(bars[title], completed=done)
 
-        for precision in precisions or ("fp32",):
-            config = PlanConfig(
-                precision=precision,
-                flavour=options.format.replace("-", "_"),
-                batches=(options.batches[0], options.batches[1], options.batches[2]),
-                gpus=options.gpus,
-                workspace=options.workspace,
-                version_compatible=options.version_compatible,
-                refit=options.refit,
-                timing_cache=options.timing_cache,
-            )
-            bundle = build_plans(bundle, config, lambda stage, done, name=precision: show(f"{name}: {stage}", done))  # type: ignore[misc]
-    _print(bundle, precisions or ("fp32",))
+        for config in configs:
+            bundle = build_plans(bundle, config, functools.partial(show, config.precision))
+    _print(bundle, {name: plan for name, plan in bundle.manifest.plans.items() if before.get(name) is not plan})
     return bundle
 
 
-def _print(bundle: Bundle, precisions: Sequence[str]) -> None:
+def _configs(options: PlanOptions, precisions: Sequence[str]) -> list[PlanConfig]:
+    from ..errors import UsageError
+    from ..export.to_tensorrt import PlanConfig
+
+    if len(options.batches) != 3:
+        raise UsageError("--batch-sizes of plans are three: the least, the best and the most images, such as 1,8,32")
+    return [
+        PlanConfig(
+            precision=precision,
+            flavour=options.format.replace("-", "_"),
+            batches=(options.batches[0], options.batches[1], options.batches[2]),
+            gpus=options.gpus,
+            workspace=options.workspace,
+            version_compatible=options.version_compatible,
+            refit=options.refit,
+            timing_cache=options.timing_cache,
+        )
+        for precision in dict.fromkeys(precisions or ("fp32",))
+    ]
+
+
+def _print(bundle: Bundle, plans: Mapping[str, PlanReport]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -143,9 +185,7 @@ def _print(bundle: Bundle, precisions: Sequence[str]) -> None:
     table = Table(title="TensorRT plans", title_justify="left", box=None, pad_edge=False)
     for heading in ("answer", "precision", "GPUs", "batches", "MB", "cosine"):
         table.add_column(heading, no_wrap=True)
-    for name, plan in manifest.plans.items():
-        if plan.precision not in precisions:
-            continue
+    for name, plan in plans.items():
         table.add_row(
             plan.answer,
             plan.precision,
@@ -156,7 +196,11 @@ def _print(bundle: Bundle, precisions: Sequence[str]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"On such a GPU, with {plan.flavour} {plan.version}:", highlight=False)
+    last = list(plans.values())[-1]
+    precision = "" if last.precision == "fp32" else f" --precision {last.precision}"
+    console.print(f"On such a GPU, with {last.flavour} {last.version}:", highlight=False)
     console.print(
-        f"  saccade explain photo.jpg --bundle {bundle.path} --engine tensorrt", highlight=False, soft_wrap=True
+        f"  saccade explain photo.jpg --bundle {bundle.path} --engine tensorrt{precision}",
+        highlight=False,
+        soft_wrap=True,
     )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..accel.bundle import Bundle
+from ..accel.graph_engine import first_line
 from ..accel.torch_engine import TorchEngine, TorchGraph
-from ..errors import ModelError
+from ..errors import EngineError, ModelError
 from ..methods.checkpoint import CheckpointRecord
 from ..methods.features import device_of
 from ..methods.gradient.explainer import GradientExplainer
@@ -64,7 +65,10 @@ class _Compiled:
         self.predict = torch.compile(graph.predict, dynamic=False)
 
     def __call__(self, image: Tensor, target: Tensor, *query: Tensor) -> tuple[Tensor, ...]:
-        answers: tuple[Tensor, ...] = self._explain(image, target, *query)
+        try:
+            answers: tuple[Tensor, ...] = self._explain(image, target, *query)
+        except torch._dynamo.exc.TorchDynamoException as error:  # its only common base
+            raise EngineError(f"torch.compile does not compile this explainer: {first_line(error)}") from error
         return answers
 
 

@@ -84,9 +84,14 @@ def write_lower(
         converters = {kinds: lambda keep, kinds=kinds: quantiser.to_int8(kinds, keep) for kinds in OPERATORS}  # type: ignore[misc]
 
     on_stage(f"{precision}: asking {len(images)} images")
-    tries = [_Try(gate, model, names, convert) for convert in converters.values()]
-    passed = next((one for one in tries if not one.failures), None)
-    if passed is None:
+    tries: list[_Try] = []
+    passed = None
+    for convert in converters.values():
+        tries.append(_Try(gate, model, names, convert))
+        if not tries[-1].failures:
+            passed = tries[-1]
+            break
+    else:
         for number, one in enumerate(tries):
             one.search(
                 lambda done, first=number: on_stage(  # type: ignore[misc]
@@ -97,6 +102,7 @@ def write_lower(
         if not found:
             raise _refusal(precision, tries[-1])
         passed = min(found, key=lambda one: one.seconds()) if len(found) > 1 else found[0]
+    assert passed is not None, "one passed, or none was found"
     onnx.save(passed.converted(), folder / graph_file(precision))
     return passed.report
 

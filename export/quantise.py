@@ -67,6 +67,13 @@ class Quantiser:
             operators: the kinds that are quantised, of `OPERATORS`.
             keep: names of nodes that are not.
         """
+        keep = list(keep)
+        try:
+            return self._quantised(operators, keep, {})
+        except IndexError:  # of biases that are added along another axis than that of a product's weights
+            return self._quantised(operators, keep, {"QDQDisableWeightAdjustForInt32Bias": True})
+
+    def _quantised(self, operators: str, keep: Iterable[str], extra: dict[str, Any]) -> onnx.ModelProto:
         with _files() as (source, _):
             onnx.save(self.model, source)  # the quantiser changes the graph that it is given
             quantiser = QDQQuantizer(
@@ -79,7 +86,7 @@ class Quantiser:
                 nodes_to_quantize=[],
                 nodes_to_exclude=list(keep),
                 op_types_to_quantize=list(OPERATORS[operators]),
-                extra_options={},
+                extra_options=extra,
             )
             quantiser.quantize_model()
             result: onnx.ModelProto = quantiser.model.model

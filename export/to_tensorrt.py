@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ..accel.bundle import Bundle, file_sha256, write_manifest, write_whole
-from ..accel.engines import open_engine
-from ..accel.golden import golden_precision
+from ..accel.golden import ensure_golden, golden_precision
 from ..accel.gpu import Gpu
 from ..accel.graph_engine import Answer, answer_graph
 from ..accel.manifest import FileEntry, Manifest, PlanReport
 from ..accel.precision import graph_file
+from ..accel.tensorrt_engine import MOST_TARGETS, TensorRTEngine
 from ..accel.tensorrt_flavour import Flavour, load_flavour, messages_of
 from ..errors import EngineError, OutOfMemory, OutputError, UsageError
 
-__all__ = ["PlanConfig", "build_plan", "build_plans"]
+__all__ = ["PlanConfig", "build_plan", "build_plans", "check_config"]
 
 _GIVES = {"mask": "masks", "parts": "masks without a common pixel", "probabilities": "probabilities alone"}
-_MOST_TARGETS = 8  # classes that an image is explained for at once
 _MOST_AREAS = 16
 _FINER = 4  # times the mask's own height and width
 
@@ -81,21 +81,16 @@ def build_plans(
         ParityError: the plan does not compute what the original explainer computes.
         OutputError: the bundle cannot be written.
     """
+    check_config(config)
     manifest = bundle.manifest
     if manifest.any_size:
         raise UsageError("TensorRT has no antialiased resizing; export the bundle without --any-size")
-    if config.precision == "int8":
-        raise UsageError(
-            "int8 graphs are quantised for processors, with zero points that TensorRT has not; "
-            "take --precision fp16, which is what its GPUs are fastest in"
-        )
     if config.precision != "fp32" and config.precision not in manifest.precisions:
         held = ", ".join(("fp32", *manifest.precisions))
         raise EngineError(f"the bundle '{bundle.path}' holds no {config.precision} graph, but {held}")
     flavour = load_flavour(config.flavour)
-    _check(config, flavour)
     here = None if config.gpus else Gpu().architecture
-    gpus = config.gpus or (str(here),)
+    gpus = tuple(gpu.lower() for gpu in config.gpus) or (str(here),)
     graph = (bundle.path / graph_file(config.precision)).read_bytes()
     answers: tuple[Answer, ...] = ("mask", "probabilities", *(("parts",) if manifest.parts > 1 else ()))
     plans, reports = dict[str, bytes](), dict[str, PlanReport]()
@@ -106,7 +101,7 @@ def build_plans(
             bounds(manifest, config.batches),
             config,
             flavour,
-            gpus=config.gpus,
+            gpus=gpus if config.gpus else (),
             on_progress=partial(on_stage, f"building the plan that gives {_GIVES[answer]}"),
         )
         reports[name] = PlanReport(
@@ -124,18 +119,35 @@ def build_plans(
         return written
     on_stage("holding the plans against PyTorch's answers", 0.0)
     try:
-        found = golden_precision(open_engine(written, "tensorrt", precision=config.precision))
+        alone = manifest.model_copy(update={"plans": reports, "files": written.manifest.files})
+        engine = TensorRTEngine(Bundle(bundle.path, alone), precision=config.precision, flavour=flavour.name)
+        ensure_golden(engine, engine.identity)
+        found = golden_precision(engine)
     except Exception:
-        write_manifest(written.path, manifest)
+        write_manifest(bundle.path, _without(manifest, set(plans)))
         for name in plans:
-            (written.path / name).unlink(missing_ok=True)
+            (bundle.path / name).unlink(missing_ok=True)
         raise
     reports = {name: report.model_copy(update={"parity": found}) for name, report in reports.items()}
     return _put(written, {}, reports)
 
 
-def _check(config: PlanConfig, flavour: Flavour) -> None:
-    """Refuse settings that a flavour does not have, before it fails on them."""
+def check_config(config: PlanConfig) -> None:
+    """Refuse what cannot be built, before anything is.
+
+    Raises:
+        UsageError: a setting that this flavour of TensorRT does not have, or int8.
+        MissingDependencyError: it is not installed.
+        EngineError: it builds for the GPU that is here, and there is none.
+    """
+    if config.precision == "int8":
+        raise UsageError(
+            "int8 graphs are quantised for processors, with zero points that TensorRT has not; "
+            "take --precision fp16, which is what its GPUs are fastest in"
+        )
+    flavour = load_flavour(config.flavour)
+    if not config.gpus:
+        Gpu()
     if not flavour.ahead_of_time:
         if config.gpus:
             raise UsageError(
@@ -160,7 +172,7 @@ def bounds(manifest: Manifest, batches: tuple[int, int, int]) -> dict[str, tuple
         "image": tuple((count, height, width, 3) for count in batches),
         "target": tuple(
             (count, targets) if several else (count,)
-            for count, targets in zip(batches, (1, 1, _MOST_TARGETS), strict=True)
+            for count, targets in zip(batches, (1, 1, MOST_TARGETS), strict=True)
         ),
     }
     if manifest.areas:
@@ -209,7 +221,8 @@ def build_plan(
     if plan is None or not plan.nbytes:
         raise _failure(errors, flavour, config)
     if cache is not None and config.timing_cache is not None:
-        config.timing_cache.write_bytes(bytes(settings.get_timing_cache().serialize()))
+        with contextlib.suppress(OSError):  # without it the next build takes as long as this one
+            write_whole(config.timing_cache, bytes(settings.get_timing_cache().serialize()))
     return bytes(plan)
 
 
@@ -243,7 +256,7 @@ def _set_gpus(settings: Any, gpus: Sequence[str], flavour: Flavour) -> None:
     known = flavour.trt.ComputeCapability.__members__
     settings.num_compute_capabilities = len(gpus)
     for index, gpu in enumerate(gpus):
-        if gpu.upper() not in known:
+        if gpu.upper() not in known or not gpu.lower().startswith("sm"):
             names = ", ".join(name.lower() for name in known if name.startswith("SM"))
             raise UsageError(f"{flavour.name} {flavour.version} builds for {names}; not for '{gpu}'")
         settings.set_compute_capability(known[gpu.upper()], index)

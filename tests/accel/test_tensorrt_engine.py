@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,34 @@ def test_fewer_images_than_the_plan_takes_are_filled_up(planned: Bundle, simulat
     found = engine.run(images)
     assert found.mask.shape[0] == found.probabilities.shape[0] == 1
     np.testing.assert_allclose(found.mask, OnnxEngine(planned, threads=1).run(images).mask, atol=1e-6)
+
+
+def test_a_plan_that_cannot_be_recorded_runs_without_a_graph(
+    runner: PlanRunner,
+    gpu: SimulatedGpu,
+    tiny_bundle_kept: Path,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(stream: int, work: object) -> None:
+        raise EngineError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu, "record", refuses)
+    for feeds in requests(rng, 2, 2, 2, 2):
+        assert_same(runner.run(feeds), expected(tiny_bundle_kept, feeds))
+
+
+def test_a_runner_that_is_no_more_gives_its_memory_back(
+    tiny_bundle_kept: Path, gpu: SimulatedGpu, rng: np.random.Generator
+) -> None:
+    trt = SimulatedTensorRT(gpu)
+    engine = trt.deserialize_cuda_engine((tiny_bundle_kept / "explainer.onnx").read_bytes())
+    one = PlanRunner(trt, engine, gpu)  # type: ignore[arg-type]
+    list(one.run_each(requests(rng, 2, 2, 2, 2, 1)))
+    assert gpu.memory
+    del one
+    gc.collect()
+    assert not gpu.memory
 
 
 def flavour(version: str, name: str = "tensorrt") -> Flavour:

@@ -57,6 +57,7 @@ def test_plans_need_no_pytorch(tiny_bundle: Path) -> None:
     ("arguments", "message"),
     [
         (("--format", "onnx"), "--bundle goes with --format tensorrt"),
+        (("--format", "tensorrt-rtx", "--overwrite"), "--bundle takes a bundle that is there"),
         (("--format", "tensorrt-rtx", "--out", "x"), "--bundle takes a bundle that is there"),
         (("--format", "tensorrt-rtx", "--gpu", "sm89", "--batch-sizes", "1,8"), "the least, the best and the most"),
         (("--format", "tensorrt-rtx", "--gpu", "gtx"), "builds for"),
@@ -69,6 +70,24 @@ def test_what_does_not_go_together_is_said(
     code, _, err = saccade_command("export", "--bundle", tiny_bundle_kept, *arguments)
     assert code == 1
     assert message in " ".join(err.split())
+
+
+def test_options_of_plans_are_refused_without_plans(saccade_command: Run, tiny_bundle_kept: Path) -> None:
+    code, _, err = saccade_command("export", "--bundle", tiny_bundle_kept, "--gpu", "sm89")
+    assert code == 2
+    assert "--gpu goes with --format tensorrt" in err
+
+
+def test_what_cannot_become_a_plan_is_said_before_the_export(saccade_command: Run, tmp_path: Path) -> None:
+    asked = ("export", "--method", "gradcam", "--model", "no:such", "--out", tmp_path / "b", "--format", "tensorrt-rtx")
+    for options, message in (
+        (("--gpu", "sm89", "--precision", "int8"), "quantised for processors"),
+        (("--gpu", "sm89", "--any-size"), "no antialiased resizing"),
+        (("--gpu", "sm89", "--batch-sizes", "8,1,2"), "the least, the best and the most"),
+    ):
+        code, _, err = saccade_command(*asked, *options)
+        assert code == 1
+        assert message in " ".join(err.split())
 
 
 def test_an_export_without_a_place_to_go_is_refused(saccade_command: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -10,11 +11,11 @@ import pytest
 import tensorrt_rtx
 from onnx import TensorProto, helper
 
-from saccade.accel.bundle import open_bundle
+from saccade.accel.bundle import Bundle, open_bundle
 from saccade.accel.engines import open_engine
 from saccade.accel.tensorrt_engine import choose_plan
 from saccade.accel.tensorrt_flavour import load_flavour
-from saccade.errors import EngineError, OutOfMemory, OutputError, UsageError
+from saccade.errors import EngineError, OutOfMemory, OutputError, ParityError, UsageError
 from saccade.export import to_tensorrt
 from saccade.export.to_tensorrt import PlanConfig, build_plan, build_plans
 
@@ -65,6 +66,31 @@ def test_a_plan_for_another_gpu_or_version_is_refused(tiny_bundle: Path) -> None
     older = type(bundle)(bundle.path, bundle.manifest.model_copy(update={"plans": plans}))
     with pytest.raises(EngineError, match=r"of tensorrt_rtx 1\.6\.0\.1, and here is"):
         choose_plan(older, "mask", "fp32", "sm80", [here])
+
+
+def test_plans_that_fail_on_their_gpu_go_and_leave_a_bundle_that_opens(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that computes another map, as far as it can be had without one."""
+
+    class Wrong:
+        identity = "a wrong GPU"
+
+        def __init__(self, bundle: Bundle, **settings: str) -> None:
+            assert len(bundle.manifest.plans) == 2, "just those that were built are asked"
+            raise ParityError("another map")
+
+    def ahead(*given: Any, **options: Any) -> bytes:
+        return build_plan(*given, **{**options, "gpus": ("sm89",)})
+
+    monkeypatch.setattr(to_tensorrt, "Gpu", lambda: SimpleNamespace(architecture="sm89"))
+    monkeypatch.setattr(to_tensorrt, "TensorRTEngine", Wrong)
+    monkeypatch.setattr(to_tensorrt, "build_plan", ahead)
+    other = build_plans(open_bundle(tiny_bundle), AHEAD).manifest.plans
+    for _ in range(2):  # the second finds nothing of the first
+        with pytest.raises(ParityError, match="another map"):
+            build_plans(open_bundle(tiny_bundle), PlanConfig(flavour="tensorrt_rtx"))
+        assert open_bundle(tiny_bundle).manifest.plans == other
 
 
 def test_building_again_replaces_the_plans(tiny_bundle: Path) -> None:

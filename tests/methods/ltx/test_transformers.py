@@ -437,6 +437,11 @@ def test_a_bundle_for_any_class_answers_several_in_one_pass(vit: Explainee, tmp_
         one = engine.run(pictures[:5], asked[:, place])
         np.testing.assert_array_equal(one.target, answer.target[:, place])
         np.testing.assert_allclose(one.mask[:, 0], answer.mask[:, place], atol=1e-6)
+    engine.most_targets = 3  # as of a plan
+    in_groups = engine.run(pictures[:5], asked)
+    np.testing.assert_array_equal(in_groups.target, answer.target)
+    np.testing.assert_allclose(in_groups.mask, answer.mask, atol=1e-6)
+    engine.most_targets = None
     with torch.no_grad():
         pixels = torch.from_numpy(pictures[:5]).permute(0, 3, 1, 2).float() / 255
         expected = explainer(vit.normalise(pixels), torch.from_numpy(asked))[1]
