@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import BatchSizes, Names, ProviderOption, any_json, bundle_argument, by_provider
+from .options import BatchSizes, Names, any_json, bundle_argument, by_provider, runtime_options
 
 if TYPE_CHECKING:
     from ..accel.bench import BenchRow
@@ -69,27 +69,7 @@ __all__ = ["bench"]
     metavar="N",
     help="Classes that each image is explained for.",
 )
-@click.option(
-    "--provider",
-    "providers",
-    multiple=True,
-    metavar="NAME",
-    help="Of engine onnx: execution provider, such as cpu or cuda; repeat for a priority order. [default: cpu]",
-)
-@click.option(
-    "--provider-option",
-    "provider_options",
-    multiple=True,
-    type=ProviderOption(),
-    metavar="NAME.KEY=VALUE",
-    help="An option of a provider, such as cuda.enable_cuda_graph=1; repeatable.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Threads for one operator. [default: what saccade tune found, or all cores]",
-)
+@runtime_options
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="Draw images/s over latency."
 )

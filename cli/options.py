@@ -25,6 +25,7 @@ __all__ = [
     "engine_options",
     "read_class_names",
     "resolve_model",
+    "runtime_options",
 ]
 
 SHORT_SPECS = {
@@ -108,27 +109,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Engine that runs the bundle: onnx (ONNX Runtime), openvino (processors), tensorrt (NVIDIA GPUs, with "
             "the plans of export --format tensorrt).",
         ),
-        click.option(
-            "--provider",
-            "providers",
-            multiple=True,
-            metavar="NAME",
-            help="Of engine onnx: execution provider, such as cpu or cuda; repeat for a priority order. [default: cpu]",
-        ),
-        click.option(
-            "--provider-option",
-            "provider_options",
-            multiple=True,
-            type=ProviderOption(),
-            metavar="NAME.KEY=VALUE",
-            help="An option of a provider, as ONNX Runtime lists them, such as cuda.enable_cuda_graph=1; repeatable.",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            metavar="N",
-            help="Threads for one operator. [default: what saccade tune found, or all cores]",
-        ),
+        runtime_options,
         click.option(
             "--precision",
             type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
@@ -150,6 +131,36 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorator in reversed(decorators):
         wrapped = decorator(wrapped)
     return wrapped
+
+
+def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--provider``, ``--provider-option`` and ``--threads``."""
+    decorators = (
+        click.option(
+            "--provider",
+            "providers",
+            multiple=True,
+            metavar="NAME",
+            help="Of engine onnx: execution provider, such as cpu or cuda; repeat for a priority order. [default: cpu]",
+        ),
+        click.option(
+            "--provider-option",
+            "provider_options",
+            multiple=True,
+            type=ProviderOption(),
+            metavar="NAME.KEY=VALUE",
+            help="An option of a provider, as ONNX Runtime lists them, such as cuda.enable_cuda_graph=1; repeatable.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Threads for one operator. [default: what saccade tune found, or all cores]",
+        ),
+    )
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
 
 
 class ProviderOption(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
