@@ -196,9 +196,7 @@ class PlanRunner:
         if len(least) != len(shape) or any(
             not low <= length <= high for low, length, high in zip(least, shape, most, strict=True)
         ):
-            raise UsageError(
-                f"the plan takes '{name}' from {least} to {most}, not {shape}; build one with other bounds"
-            )
+            raise UsageError(f"the plan takes '{name}' from {least} to {most}, not {shape}; --engine onnx takes any")
 
 
 def _release(device: Gpu, slots: list[_Slot]) -> None:
