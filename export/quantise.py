@@ -50,6 +50,8 @@ class Quantiser:
             onnx.save(model, source)
             quant_pre_process(source, result, skip_symbolic_shape=True)
             self.model = onnx.load(result)
+            _own_weights(self.model)
+            onnx.save(self.model, result)
             calibrator = create_calibrator(
                 result,
                 list(OPERATORS["throughout"]),
@@ -67,13 +69,6 @@ class Quantiser:
             operators: the kinds that are quantised, of `OPERATORS`.
             keep: names of nodes that are not.
         """
-        keep = list(keep)
-        try:
-            return self._quantised(operators, keep, {})
-        except IndexError:  # of biases that are added along another axis than that of a product's weights
-            return self._quantised(operators, keep, {"QDQDisableWeightAdjustForInt32Bias": True})
-
-    def _quantised(self, operators: str, keep: Iterable[str], extra: dict[str, Any]) -> onnx.ModelProto:
         with _files() as (source, _):
             onnx.save(self.model, source)  # the quantiser changes the graph that it is given
             quantiser = QDQQuantizer(
@@ -86,11 +81,36 @@ class Quantiser:
                 nodes_to_quantize=[],
                 nodes_to_exclude=list(keep),
                 op_types_to_quantize=list(OPERATORS[operators]),
-                extra_options=extra,
+                extra_options={},
             )
             quantiser.quantize_model()
             result: onnx.ModelProto = quantiser.model.model
             return result
+
+
+def _own_weights(model: onnx.ModelProto) -> None:
+    """Give weights that are used in several ways, as by a layer and by its gradient, a copy for each: the scales of
+    channels go along one axis, which is another one where a weight is used transposed.
+    """
+    weights = {one.name: one for one in model.graph.initializer}
+    ways: dict[str, list[tuple[Any, ...]]] = {}
+    for node in model.graph.node:
+        if node.op_type not in OPERATORS["products"]:
+            continue
+        transposed = tuple((one.name, one.i) for one in node.attribute if one.name in ("transA", "transB"))
+        for place, name in enumerate(node.input):
+            if name not in weights:
+                continue
+            seen = ways.setdefault(name, [])
+            way = (node.op_type, place, transposed)
+            if way not in seen:
+                seen.append(way)
+            if number := seen.index(way):
+                node.input[place] = f"{name}.{number}"
+                if node.input[place] not in weights:
+                    copy = weights[node.input[place]] = model.graph.initializer.add()
+                    copy.CopyFrom(weights[name])
+                    copy.name = node.input[place]
 
 
 @contextlib.contextmanager
