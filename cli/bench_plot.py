@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -22,6 +23,7 @@ _COLOURS = (
     "#7a4a2b",
     "#a3b04a",
 )
+_TITLE = 90  # characters of a line
 _INK, _PALE = "#22262b", "#d9dce0"
 
 
@@ -80,7 +82,8 @@ def draw_bench(rows: Sequence[BenchRow], title: str) -> bytes:
         axis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("median latency of a call, ms", color=_INK)
     axes.set_ylabel("images/s", color=_INK)
-    axes.set_title(f"{title}\npoints are batch sizes", color=_INK, fontsize=11, loc="left")
+    wrapped = "\n".join(textwrap.wrap(title, _TITLE))
+    axes.set_title(f"{wrapped}\npoints are batch sizes", color=_INK, fontsize=11, loc="left")
     axes.grid(True, color=_PALE, linewidth=0.7)
     axes.tick_params(colors=_INK, which="both")
     for side in ("top", "right"):
