@@ -88,7 +88,7 @@ class PrecisionReport(_Record):
         mask_cosine: smallest cosine of any image's mask.
         mask_top10_iou: smallest overlap of the top 10 % pixels of any image's mask.
         probabilities_max_abs: largest difference of any probability.
-        classes_equal: share of the images for which the same class is explained; masks are compared on these.
+        classes_equal: share of the images for which the same class is explained.
         faithfulness_change: of int8, the larger difference of the mean insertion and the mean deletion.
         kept: layers that were left in single precision, because the gate did not pass with them.
     """

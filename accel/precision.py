@@ -35,8 +35,7 @@ class PrecisionBars:
         cosine: of a mask with PyTorch's, at least.
         top10_iou: overlap of the top 10 % of its pixels, at least.
         probabilities: difference of any, at most.
-        classes: share of the images for which the same class is predicted, at least. Where the best two are nearer to
-            one another than probabilities may differ, either may be predicted; masks of two classes are not compared.
+        classes: share of the images for which the same class is explained, at least.
         faithfulness: difference of insertion and of deletion over the images, at most; None where it is not measured.
     """
 
@@ -68,12 +67,11 @@ def measure_precision(found: Explanation, original: Explanation, kept: tuple[str
         kept: layers that were left in single precision.
     """
     same = found.target.reshape(len(original), -1)[:, 0] == original.target.reshape(len(original), -1)[:, 0]
-    masks = (found.mask[same], original.mask[same]) if same.any() else (found.mask, original.mask)
     return PrecisionReport(
         images=len(original),
-        mask_max_abs=float(max_abs(*masks).max()),
-        mask_cosine=float(_number(cosine(*masks)).min()),
-        mask_top10_iou=float(top_iou(*masks).min()),
+        mask_max_abs=float(max_abs(found.mask, original.mask).max()),
+        mask_cosine=float(_number(cosine(found.mask, original.mask)).min()),
+        mask_top10_iou=float(top_iou(found.mask, original.mask).min()),
         probabilities_max_abs=float(max_abs(found.probabilities, original.probabilities).max()),
         classes_equal=float(same.mean()),
         kept=kept,

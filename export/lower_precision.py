@@ -180,8 +180,7 @@ class _Try:
         self.layers: tuple[str, ...] = ()
         found = gate.answers(convert(()))
         self.report = gate.report(found, ())
-        same = found.target.reshape(len(found), -1)[:, 0] == gate.original.target.reshape(len(found), -1)[:, 0]
-        self._worst = np.argsort(np.where(same, cosine(found.mask, gate.original.mask), np.inf))[:_FEW]
+        self._worst = np.argsort(cosine(found.mask, gate.original.mask))[:_FEW]
 
     @property
     def failures(self) -> list[str]:
