@@ -12,9 +12,8 @@ import numpy as np
 
 from ..contracts import Explanation, Uint8
 from ..errors import SaccadeError
-from .compare import cosine, max_abs
 from .engine import Engine
-from .golden import run_golden
+from .golden import golden_precision
 from .gpu import free_bytes
 from .memory import peak_mib, reset_peak, resident_mib
 
@@ -186,7 +185,8 @@ class _Runner:
                 None if peak is None or before is None else max(0.0, peak - before),
                 None if free is None or now is None else (free - now) / 2**20,
             )
-        runner.parity = _parity(engine)
+        found = golden_precision(engine)
+        runner.parity = (found.mask_max_abs, found.mask_cosine)
         return runner
 
     def explain(self, batch: int) -> Explanation:
@@ -227,9 +227,3 @@ class _Runner:
             mask_max_abs=self.parity[0],
             mask_cosine=self.parity[1],
         )
-
-
-def _parity(engine: Engine) -> tuple[float, float]:
-    """Largest difference of a mask from PyTorch's on the golden samples, and smallest cosine."""
-    found, golden = run_golden(engine, engine.bundle.manifest.batch).mask, engine.bundle.golden.mask
-    return float(max_abs(found, golden).max()), float(cosine(found, golden).min())
