@@ -20,6 +20,7 @@ class Engine(Protocol):
     bundle: Bundle
     name: str
     precision: str
+    concurrent: bool  # several threads may call it at the same time
 
     def run(
         self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None

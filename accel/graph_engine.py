@@ -36,9 +36,11 @@ class GraphEngine:
     Attributes:
         most_images: that go through the graph together; larger requests are taken apart.
         most_targets: classes of an image that do; None for any number.
+        concurrent: several threads may call it at the same time.
     """
 
     name: str
+    concurrent = False
 
     def __init__(self, bundle: Bundle, precision: str = "fp32") -> None:
         held = ("fp32", *bundle.manifest.precisions)

@@ -41,13 +41,15 @@ _UPRIGHT = {  # EXIF orientation to what undoes it
 }
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Uint8:
     """Read an image as uint8 RGB (H, W, 3).
 
     Args:
         source: a path, an encoded image as bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H,
             W, 4).
         max_pixels: a larger image is refused before it is decoded (decompression bombs).
+        formats: of files, by Pillow's names, such as ``"JPEG"``; None for all that Pillow reads. What comes from
+            strangers should not reach every decoder there is.
 
     Raises:
         ImageError: missing, empty, not an image, truncated, or too large.
@@ -60,7 +62,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
     if isinstance(source, bytes):
         if not source:
             raise ImageError("the image has 0 bytes")
-        return _decode(io.BytesIO(source), source_name(source), max_pixels)
+        return _decode(io.BytesIO(source), source_name(source), max_pixels, formats)
     path = Path(source)
     try:
         if not path.exists():
@@ -70,7 +72,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
         if path.stat().st_size == 0:
             raise ImageError(f"'{path}' is empty (0 bytes)")
         with path.open("rb") as stream:
-            return _decode(stream, source_name(source), max_pixels)
+            return _decode(stream, source_name(source), max_pixels, formats)
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -122,8 +124,8 @@ def source_name(source: ImageSource) -> str:
     return "bytes" if isinstance(source, bytes) else type(source).__name__
 
 
-def _decode(stream: Any, name: str, max_pixels: int) -> Uint8:
-    with _image_errors(f"'{name}'"), Image.open(stream) as image:
+def _decode(stream: Any, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Uint8:
+    with _image_errors(f"'{name}'"), Image.open(stream, formats=formats) as image:
         return _to_rgb(image, f"'{name}'", max_pixels)
 
 

@@ -66,6 +66,7 @@ class OnnxEngine(GraphEngine):
         stored = bundle.manifest.tuning.get(tuning_key(precision)) if self.providers == [_CPU] else None
         self.tuning = tuning or stored or Tuning()
         self.threads = threads or self.tuning.threads
+        self.concurrent = not any(_DEVICES.get(name) for name in self.providers)  # bound buffers are one caller's
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._bound: dict[str, BoundSession] = {}
 

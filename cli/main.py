@@ -15,6 +15,7 @@ __all__ = ["main", "saccade"]
 
 COMMANDS = {
     "explain": "explain:explain",
+    "serve": "serve:serve",
     "train": "train:train",
     "export": "export:export",
     "verify": "verify:verify",

@@ -1,0 +1,106 @@
+"""What a server of bundles is told."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from ...errors import UsageError
+from ..image import MAX_PIXELS
+
+__all__ = ["Limits", "ServeConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request, and all of them together, may ask for.
+
+    Attributes:
+        body_bytes: of one request's body, after decompression.
+        bodies_bytes: of all bodies that are being received or wait, together.
+        images: in one request.
+        pixels: of one encoded image.
+        mask_values: of all masks in one answer together: images × classes or areas × height × width.
+        connections: open at the same time.
+        header_seconds: for a request's line and headers to arrive.
+        body_seconds: for its body.
+    """
+
+    body_bytes: int = 64 * 2**20
+    bodies_bytes: int = 512 * 2**20
+    images: int = 64
+    pixels: int = MAX_PIXELS
+    mask_values: int = 64 * 2**20
+    connections: int = 1000
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if min(self.body_bytes, self.bodies_bytes, self.images, self.pixels, self.mask_values, self.connections) < 1:
+            raise UsageError("every limit is at least 1")
+        if min(self.header_seconds, self.body_seconds) <= 0:
+            raise UsageError("the time that a request may take to arrive is positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How bundles are served.
+
+    Attributes:
+        host: address to listen on; the loopback unless told otherwise.
+        port: for HTTP; 0 takes a free one.
+        grpc_port: for gRPC; 0 takes a free one, None serves none.
+        workers: requests that are computed at the same time; None for the number of cores on a processor, and for as
+            many as decode images beside a GPU.
+        batch: images of different requests that go through the engine together; 1 for none, None for the engine's
+            preference: none on a processor, the bundle's batch on a GPU.
+        batch_delay: seconds that a batch which is not full waits for more requests.
+        queue: requests that wait; any more are refused at once.
+        timeout: seconds that a request may wait, unless it says less.
+        explain: whether a request that does not say is given a mask.
+        explain_below: only images whose predicted class is less probable are, unless the request says otherwise; None
+            for all.
+        api_key: what clients must show; None for none.
+        limits: of requests.
+        drain_delay: seconds between "not ready" and the end of listening, when the server is told to stop.
+        drain_timeout: seconds that requests under way then have.
+        watch: seconds between looks at the bundles' files, to load a changed one; None for no looks.
+        log_requests: a line for every request.
+        json_logs: lines of JSON.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int | None = 8001
+    workers: int | None = None
+    batch: int | None = None
+    batch_delay: float = 0.0
+    queue: int = 64
+    timeout: float = 30.0
+    explain: bool = True
+    explain_below: float | None = None
+    api_key: str | None = None
+    limits: Limits = Limits()
+    drain_delay: float = 0.0
+    drain_timeout: float = 30.0
+    watch: float | None = None
+    log_requests: bool = False
+    json_logs: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.workers is not None and self.workers < 1) or (self.batch is not None and self.batch < 1):
+            raise UsageError("workers and batch are at least 1")
+        if self.queue < 1 or self.timeout <= 0 or min(self.batch_delay, self.drain_delay, self.drain_timeout) < 0:
+            raise UsageError("the queue holds at least 1 request, the timeout is positive, and no delay is negative")
+        if self.explain_below is not None and not 0 <= self.explain_below <= 1:
+            raise UsageError(f"a probability of {self.explain_below} is not in [0, 1]")
+        if self.api_key == "":
+            raise UsageError("the API key is empty; leave it out for a server without one")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
