@@ -281,7 +281,7 @@ def _target(work: Work) -> NDArray[np.int64]:
 
 def _chosen(probabilities: Tensor, target: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """The classes asked for, where −1 is the predicted one."""
-    predicted = probabilities.argmax(axis=1).astype(np.int64)
+    predicted: NDArray[np.int64] = probabilities.argmax(axis=1).astype(np.int64)
     if target is None:
         return predicted
     chosen: NDArray[np.int64] = np.where(target < 0, predicted.reshape(-1, *[1] * (target.ndim - 1)), target)
