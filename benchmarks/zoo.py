@@ -39,9 +39,23 @@ def _torchvision(name: str, size: int, **options: Any) -> nn.Module:
     if name.startswith("vit"):
         options["image_size"] = size
     if depth := options.pop("depth", 0):
-        vit: nn.Module = torchvision.models.VisionTransformer(size, 16, depth, 12, 768, 3072, num_classes=CLASSES)
-        return vit
+        return _smaller(name, size, depth)
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
+    return model
+
+
+def _smaller(name: str, size: int, depth: int) -> nn.Module:
+    """The same operators in fewer blocks, for tests."""
+    from torchvision.models import SwinTransformer, VisionTransformer, vgg16
+
+    model: nn.Module
+    if name == "swin_t":  # one block of each kind: the second stage has the shifted windows
+        model = SwinTransformer([4, 4], 96, [1, depth, 1, 1], [3, 6, 12, 24], [7, 7], num_classes=CLASSES)
+    elif name == "vgg16":  # whose layers without convolutions are nine tenths of its weights
+        model = vgg16(num_classes=CLASSES)
+        model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 64 * depth), nn.ReLU(), nn.Linear(64 * depth, CLASSES))
+    else:
+        model = VisionTransformer(size, 16, depth, 12, 768, 3072, num_classes=CLASSES)
     return model
 
 
@@ -94,7 +108,7 @@ def tensors(images: Uint8, spec: ImageSpec) -> Tensor:
 
 
 def build(name: str, size: int = 224, seed: int = 0, depth: int = 0) -> Explainee:
-    """An architecture of the zoo, at an input of `size` pixels a side; a transformer with fewer blocks if told so."""
+    """An architecture of the zoo, at an input of `size` pixels a side; with fewer blocks if told so: transformers and VGG."""
     torch.manual_seed(seed)
     spec = ImageSpec(size=(size, size))
     make = (FEATURE_MAPS | ATTENTION)[name]
