@@ -108,7 +108,7 @@ def tensors(images: Uint8, spec: ImageSpec) -> Tensor:
 
 
 def build(name: str, size: int = 224, seed: int = 0, depth: int = 0) -> Explainee:
-    """An architecture of the zoo, at an input of `size` pixels a side; with fewer blocks if told so: transformers and VGG."""
+    """An architecture of the zoo, at an input of `size` pixels a side; transformers and VGG smaller if told so."""
     torch.manual_seed(seed)
     spec = ImageSpec(size=(size, size))
     make = (FEATURE_MAPS | ATTENTION)[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,21 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 
-@click.command()
+class _Bench(click.Command):
+    """``bench BUNDLE``, and ``bench serve URL``."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """That of the command that is meant; a bundle called "serve" is given as ``./serve``."""
+        if args[:1] == ["serve"]:
+            from .bench_serve import bench_serve
+
+            return bench_serve.make_context("bench serve", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Bench)
 @bundle_argument
 @click.option(
     "--engine",
@@ -100,6 +114,8 @@ def bench(
       saccade bench bundle --batch-sizes 1,8,32
       saccade bench bundle --engine all --precision all --plot bench.png
       saccade bench bundle --compare torch-eager,torch-compile --checkpoint runs/ltx
+
+    A server is measured by: saccade bench serve URL (its --help says how).
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -1,7 +1,7 @@
 """The architectures that people use: graphs against naive autograd, in ONNX Runtime, OpenVINO and TensorRT's builder.
 
-Transformers have two blocks here, and VGG a small classifier. `benchmarks/architectures.py` does the same with whole ones, for more architectures
-and every method, at 224 pixels; it takes an hour and more.
+Transformers have two blocks here, and VGG a small classifier. `benchmarks/architectures.py` does the same with whole
+ones, for more architectures and every method, at 224 pixels; it takes an hour and more.
 """
 
 from __future__ import annotations
