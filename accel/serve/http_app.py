@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ...errors import SaccadeError
-from .errors import ClientGone, Overloaded, RequestError, Unavailable
+from .errors import BodyTimeout, ClientGone, Overloaded, RequestError, TooLarge, Unavailable
 from .http_body import Bodies
 from .http_response import json_bytes, response_parts
 from .metrics import CONTENT_TYPE
@@ -210,7 +210,9 @@ def _json(document: Any, status: int = 200, headers: dict[str, str] | None = Non
 def _error_response(error: Exception) -> Response:
     """What the client is told; of a bug no more than that it is one."""
     if isinstance(error, RequestError):
-        headers = {"retry-after": "1"} if isinstance(error, (Overloaded, Unavailable)) else None
+        headers = {"retry-after": "1"} if isinstance(error, (Overloaded, Unavailable)) else {}
+        if isinstance(error, (TooLarge, BodyTimeout)):
+            headers["connection"] = "close"  # the rest of the body is not waited for
         return _json({"error": str(error)}, error.http, headers)
     if isinstance(error, SaccadeError):
         _LOG.error("a request failed: %s", error)

@@ -111,7 +111,9 @@ def checked_shape(shape: Any, name: str) -> tuple[int, ...]:
     """
     regular = isinstance(shape, Sequence) and all(type(size) is int and 0 <= size < 2**40 for size in shape)
     if not regular or len(shape) > _MOST_DIMENSIONS or math.prod(shape) >= 2**62:
-        raise BadRequest(f"the shape of input '{name}' is a list of at most {_MOST_DIMENSIONS} sizes")
+        raise BadRequest(
+            f"the shape of input '{name}' is a list of at most {_MOST_DIMENSIONS} sizes that a tensor can have"
+        )
     return tuple(shape)
 
 

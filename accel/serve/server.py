@@ -175,7 +175,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
         raise UsageError(f"'{host}' is no address to listen on: {error.strerror or error}") from None
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio switches delays off for sockets that are said to be TCP's, and accepted ones inherit that
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

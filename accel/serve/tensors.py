@@ -112,6 +112,10 @@ def _numbers(data: list[Any], dtype: np.dtype[Any], datatype: str, name: str) ->
         raise BadRequest(f"the data of input '{name}' is not a regular list of numbers: {error}") from None
     if values.size == 0:
         return np.empty(0, dtype=dtype)
+    if dtype.kind == "u" and values.dtype.kind == "f":  # numpy reads integers on both sides of 2⁶³ as floats
+        exact = np.asarray(data, dtype=np.object_)
+        if all(type(value) is int for value in exact.ravel()):
+            values = exact.astype(np.uint64) if 0 <= exact.min() and exact.max() < 2**64 else np.array([-1])
     if values.dtype.kind not in _KINDS[dtype.kind]:
         raise BadRequest(f"the data of input '{name}' is not all {datatype}")
     if dtype.kind in "ui":
