@@ -158,6 +158,8 @@ def serve(
       saccade serve cats=bundles/cats dogs=bundles/dogs --port 9000 --explain-below 0.9
       SACCADE_API_KEY=… saccade serve bundle --host 0.0.0.0 --json-logs
     """
+    import logging
+
     from ..errors import require
 
     for package in ("starlette", "uvicorn", "httptools", "orjson", "prometheus_client", "grpc", "tritonclient"):
@@ -202,13 +204,12 @@ def serve(
     service = Service(named_bundles(list(bundles)), opened, config)
 
     def say(server: Server) -> None:
-        if json_logs:
-            return
-        for model in service.models:
-            click.echo(f"{model.name}: {model.manifest.name}, {model.forwards:.2f} forwards", err=True)
         shown = "localhost" if config.loopback else config.host
-        grpc = "" if server.grpc_port is None else f"   gRPC: {shown}:{server.grpc_port}"
-        click.echo(f"Ready: http://{shown}:{server.port}{grpc}   stop with Ctrl-C", err=True)
+        http, grpc = f"http://{shown}:{server.port}", f"{shown}:{server.grpc_port}" if server.grpc_port else ""
+        if json_logs:
+            logging.getLogger("saccade.serve").info("listening", extra={"http": http, "grpc": grpc})
+            return
+        click.echo(f"Ready: {http}{'   gRPC: ' + grpc if grpc else ''}   stop with Ctrl-C", err=True)
         if not config.loopback and api_key is None:
             click.echo("Note: anyone who can reach this address may use it; --api-key asks for a key.", err=True)
 

@@ -123,7 +123,8 @@ class ModelRegistry:
                     self._reasons[name] = str(error)
                 raise
             self._models[name] = model
-        _LOG.info("model '%s' is ready", name, extra={"model": name, "forwards": round(model.forwards, 3)})
+        fields = {"model": name, "method": model.manifest.method, "forwards": round(model.forwards, 2)}
+        _LOG.info("model '%s' is ready", name, extra=fields)
         return model
 
     def unload(self, name: str) -> None:
