@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from running_server import running
 
 from saccade.accel import tune as tuning_module
 from saccade.accel.bench import BenchRow, Candidate, bench_engines
@@ -188,3 +189,27 @@ def test_the_fastest_settings_are_found_one_by_one(tiny_bundle_kept: Path, monke
 def test_a_precision_that_the_bundle_lacks_cannot_be_tuned(tiny_bundle_kept: Path) -> None:
     with pytest.raises(EngineError, match="holds no int8 graph"):
         tune(open_bundle(tiny_bundle_kept), precision="int8")
+
+
+def test_a_server_is_measured_under_load(saccade_command: Run, tiny_bundle_kept: Path, tmp_path: Path) -> None:
+    with running({"tiny": tiny_bundle_kept}) as server:
+        level = ("bench", "serve", server.url, "--seconds", 0.6, "--clients", "1,4", "--plot", tmp_path / "load.png")
+        code, out, err = saccade_command(*level, "--rates", "20", "--json")
+        assert code == 0, err
+        rows = json.loads(out)
+        assert [(row["loop"], row["level"]) for row in rows] == [("closed", 1), ("closed", 4), ("open", 20)]
+        for row in rows:
+            assert row["answered"] > 0
+            assert (row["failed"], row["wrong"], row["refused"], row["unsent"]) == (0, 0, 0, 0)
+            assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert np.asarray(Image.open(tmp_path / "load.png")).std() > 1
+        code, out, err = saccade_command(*level, "--rates", "none", "--outputs", "probabilities")
+        assert code == 0, err
+        assert "4 clients" in out
+        code, _, err = saccade_command(*level, "--model", "nobody")
+        assert (code, "there is no model 'nobody'; there are: tiny" in err) == (1, True)
+    code, _, err = saccade_command("bench", "serve", "localhost:1")
+    assert (code, "name one with --model" in err) == (1, True)
+    assert saccade_command("bench", "serve", "localhost:1", "--rates", "x")[0] == 2
+    code, out, _ = saccade_command("bench", "serve", "--help")
+    assert "saccade bench serve http://localhost:8000" in out
