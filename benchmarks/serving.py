@@ -1,0 +1,267 @@
+"""`saccade serve` beside the bare engine and the real Triton server, on the same cores as the client.
+
+    python benchmarks/serving.py                                  throughput, latency and overload, ResNet-50 and scenes
+    python benchmarks/serving.py --only overload --seconds 60
+
+Throughput: images/s at saturation over HTTP with binary tensors, one image a request, prediction and mask; the bare
+engine is called by as many threads as there are cores, one thread an operator. Servers and engine take turns, in rounds.
+Latency: one client, beside one call of the engine after the other, in turns. Overload: five times the throughput, as a
+Poisson process. Writes benchmarks/results/serving.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_server
+from brief_training import briefly_trained, bundle_of
+from cost import MODELS
+from rich.console import Console
+from rich.table import Table
+
+from saccade.accel.bundle import Bundle, open_bundle
+from saccade.accel.engines import open_engine
+from saccade.accel.machine import core_count, machine
+from saccade.accel.traffic.load import LoadRow, closed_loop, expected_answers, open_loop
+from saccade.accel.traffic.payload import Address, model_metadata, payloads
+from saccade.evaluate.weights_folder import WEIGHTS
+from saccade.export.triton_server.repository import write_repository
+from saccade.export.triton_server.settings import TritonConfig
+from saccade.export.write_bundle import export_trained
+from saccade.methods.checkpoint import load_checkpoint
+
+RESULTS = Path(__file__).parent / "results" / "serving.json"
+CLIENTS = 8
+TIMEOUT = 60.0
+OVERLOAD = 5
+
+
+def scenes_bundle(folder: Path) -> Bundle:
+    from saccade.cli.data import sample_images
+
+    explainer, record = load_checkpoint(WEIGHTS / "scenes_resnet_ltx_shared")
+    return export_trained(explainer, record, sample_images("scenes", record.image_spec), folder)
+
+
+def resnet_bundle(folder: Path) -> Bundle:
+    return bundle_of(briefly_trained(next(title for title in MODELS if title.startswith("ResNet-50,"))), folder)
+
+
+BUNDLES: dict[str, Callable[[Path], Bundle]] = {"ResNet-50": resnet_bundle, "scenes": scenes_bundle}
+
+
+@contextlib.contextmanager
+def saccade_server(bundle: Path, log: Path) -> Iterator[tuple[Address, int]]:
+    """The command in a process of its own: address and process id."""
+    program = "from saccade.cli.main import main; main()"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "serve", f"model={bundle}", "--port", "0", "--no-grpc", "--json-logs"],
+            stderr=stream,
+        )
+    try:
+        port = None
+        while port is None:
+            assert process.poll() is None, log.read_text()
+            lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+            port = next((line["http"].rsplit(":", 1)[1] for line in lines if "http" in line), None)
+            time.sleep(0.1)
+        yield Address("127.0.0.1", int(port), "model"), process.pid
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextlib.contextmanager
+def real_triton(bundle: Path, folder: Path) -> Iterator[Address | None]:
+    """The real server with the repository that `saccade deploy triton` writes; None where it is not installed."""
+    if not triton_server.installed():
+        yield None
+        return
+    write_repository({"model": bundle}, folder / "repository", TritonConfig())
+    with triton_server.running_server(folder / "repository", folder / "triton.log") as server:
+        yield Address("127.0.0.1", int(server.url.rsplit(":", 1)[1]), "model")
+
+
+def bare(bundle: Bundle, threads: int, seconds: float) -> tuple[float, list[float]]:
+    """Images/s of so many threads that call one engine, an image each, and the seconds of each call."""
+    engine = open_engine(bundle, threads=1)
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, *bundle.manifest.image.size, 3), dtype=np.uint8)
+    engine.run(images[0])
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def call() -> None:
+        turn = 0
+        while (began := time.perf_counter()) < end:
+            engine.run(images[turn % 4])
+            times.append(time.perf_counter() - began)
+            turn += 1
+
+    began = time.perf_counter()
+    workers = [threading.Thread(target=call) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return len(times) / (time.perf_counter() - began), times
+
+
+def outputs_of(metadata: dict[str, Any]) -> list[str]:
+    """Prediction and mask, as both servers call them."""
+    return [
+        tensor["name"] for tensor in metadata["outputs"] if tensor["name"] in ("probabilities", "target_class", "mask")
+    ]
+
+
+def loaded(address: Address, clients: int, seconds: float) -> LoadRow:
+    async def run() -> LoadRow:
+        metadata = model_metadata(address)
+        requests = payloads(address, metadata, outputs=outputs_of(metadata))
+        expected = [reply.tensors for reply in await expected_answers(address, requests, TIMEOUT)]
+        return await closed_loop(address, requests, expected, clients=clients, seconds=seconds, timeout=TIMEOUT)
+
+    return _run(run())
+
+
+def overloaded(address: Address, rate: float, seconds: float) -> LoadRow:
+    async def run() -> LoadRow:
+        metadata = model_metadata(address)
+        requests = payloads(address, metadata, outputs=outputs_of(metadata))
+        expected = [reply.tensors for reply in await expected_answers(address, requests, TIMEOUT)]
+        return await open_loop(address, requests, expected, rate=rate, seconds=seconds, timeout=TIMEOUT, most=1000)
+
+    return _run(run())
+
+
+def _run(work: Any) -> LoadRow:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        row: LoadRow = runner.run(work)
+        return row
+
+
+def memory_mib(process: int) -> float:
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def throughput(bundle: Bundle, served: Address, rival: Address | None, rounds: int, seconds: float) -> dict[str, Any]:
+    """Images/s, round by round."""
+    found: dict[str, list[float]] = {"engine": [], "saccade": [], "triton": []}
+    wrong = 0
+    for turn in range(rounds):
+        for name in ("engine", "saccade", "triton") if turn % 2 == 0 else ("triton", "saccade", "engine"):
+            if name == "engine":
+                found[name].append(bare(bundle, core_count(), seconds)[0])
+            elif (address := served if name == "saccade" else rival) is not None:
+                row = loaded(address, CLIENTS, seconds)
+                found[name].append(row.images_per_second)
+                wrong += row.wrong + row.failed
+    ratio = [own / engine for own, engine in zip(found["saccade"], found["engine"], strict=True)]
+    rest = [own / other for own, other in zip(found["saccade"], found["triton"], strict=False)]
+    return {
+        "images_per_second": {name: round(statistics.median(values), 1) for name, values in found.items() if values},
+        "of_engine": round(statistics.median(ratio), 3),
+        "of_triton": round(statistics.median(rest), 3) if rest else None,
+        "rounds": {name: [round(value, 1) for value in values] for name, values in found.items()},
+        "wrong_or_failed": wrong,
+    }
+
+
+def latency(bundle: Bundle, served: Address, rounds: int, seconds: float) -> dict[str, Any]:
+    """Median latency of one client, over that of the engine called in turn with it."""
+    pairs = []
+    for _ in range(rounds):
+        engine = statistics.median(bare(bundle, 1, seconds)[1]) * 1e3
+        row = loaded(served, 1, seconds)
+        assert row.p50_ms is not None
+        pairs.append((engine, row.p50_ms))
+    return {
+        "engine_ms": round(statistics.median(engine for engine, _ in pairs), 3),
+        "served_ms": round(statistics.median(own for _, own in pairs), 3),
+        "added_ms": round(statistics.median(own - engine for engine, own in pairs), 3),
+    }
+
+
+def overload(served: Address, process: int, capacity: float, seconds: float) -> dict[str, Any]:
+    """What a server does with five times what it can carry."""
+    memory: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            memory.append(memory_mib(process))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    row = overloaded(served, OVERLOAD * capacity, seconds)
+    done.set()
+    watcher.join()
+    after = loaded(served, CLIENTS, 3)
+    fifth = len(memory) // 5
+    return {
+        **vars(row),
+        "p99_over_p50": None if row.p99_ms is None or row.p50_ms is None else round(row.p99_ms / row.p50_ms, 2),
+        "memory_mib_after_a_fifth": round(max(memory[: fifth + 1]), 1),
+        "memory_mib_at_the_end": round(max(memory[-fifth:]), 1),
+        "images_per_second_afterwards": round(after.images_per_second, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", choices=list(BUNDLES), default=list(BUNDLES))
+    parser.add_argument("--only", nargs="*", choices=["throughput", "latency", "overload"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6, help="of each turn")
+    parser.add_argument("--overload-seconds", type=float, default=60)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    parts = arguments.only or ["throughput", "latency", "overload"]
+    rows: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            BUNDLES[model](folder / "bundle")
+            bundle = open_bundle(folder / "bundle")
+            with (
+                saccade_server(bundle.path, folder / "serve.log") as (served, process),
+                real_triton(bundle.path, folder) as rival,
+            ):
+                row = rows.setdefault(model, {})
+                if "throughput" in parts:
+                    row["throughput"] = throughput(bundle, served, rival, arguments.rounds, arguments.seconds)
+                if "latency" in parts:
+                    row["latency"] = latency(bundle, served, arguments.rounds, arguments.seconds)
+                if "overload" in parts:
+                    capacity = loaded(served, CLIENTS, arguments.seconds).images_per_second
+                    row["overload"] = overload(served, process, capacity, arguments.overload_seconds)
+                row["machine"] = machine()
+        arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
+    table = Table("model", "measured", "value", box=None)
+    for model, row in rows.items():
+        for part in ("throughput", "latency", "overload"):
+            for name, value in row.get(part, {}).items():
+                table.add_row(model, f"{part}: {name}", json.dumps(value))
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
