@@ -4,7 +4,7 @@
     python benchmarks/serving.py --only overload --seconds 60
 
 Throughput: images/s at saturation over HTTP with binary tensors, one image a request, prediction and mask; the bare
-engine is called by as many threads as there are cores, one thread an operator. Servers and engine take turns, in rounds.
+engine is called by as many threads as there are cores, one thread an operator. Servers and engine take turns.
 Latency: one client, beside one call of the engine after the other, in turns. Overload: five times the throughput, as a
 Poisson process. Writes benchmarks/results/serving.json.
 """

@@ -98,6 +98,7 @@ __all__ = ["serve"]
 @click.option(
     "--max-images", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="In one request."
 )
+@click.option("--model-control", is_flag=True, help="Let clients load and unload models, as Triton's protocol has it.")
 @click.option(
     "--watch",
     type=click.FloatRange(0.1),
@@ -140,6 +141,7 @@ def serve(
     max_body_mib: float,
     max_megapixels: float,
     max_images: int,
+    model_control: bool,
     watch: float | None,
     drain_delay: float,
     drain_timeout: float,
@@ -159,6 +161,7 @@ def serve(
       SACCADE_API_KEY=… saccade serve bundle --host 0.0.0.0 --json-logs
     """
     import logging
+    import signal
 
     from ..errors import require
 
@@ -170,10 +173,11 @@ def serve(
     from ..accel.serve.config import Limits, ServeConfig
     from ..accel.serve.logs import configure_logs
     from ..accel.serve.registry import named_bundles
-    from ..accel.serve.server import run_server
+    from ..accel.serve.server import address_of, run_server
     from ..accel.serve.service import Service
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
+    body = int(max_body_mib * 2**20)
     config = ServeConfig(
         host=host,
         port=port,
@@ -186,7 +190,13 @@ def serve(
         explain=explain,
         explain_below=explain_below,
         api_key=api_key,
-        limits=Limits(body_bytes=int(max_body_mib * 2**20), pixels=int(max_megapixels * 1e6), images=max_images),
+        model_control=model_control,
+        limits=Limits(
+            body_bytes=body,
+            bodies_bytes=max(Limits.bodies_bytes, 4 * body),
+            pixels=int(max_megapixels * 1e6),
+            images=max_images,
+        ),
         drain_delay=drain_delay,
         drain_timeout=drain_timeout,
         watch=watch,
@@ -194,6 +204,8 @@ def serve(
         json_logs=json_logs,
     )
     configure_logs(as_json=json_logs)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to load again
     settings: dict[str, Any] = engine.settings()
     if engine.engine in ("onnx", "openvino") and settings["threads"] is None and not _on_gpu(engine):
         settings["threads"] = 1  # one core for each request, and all cores for many
@@ -204,7 +216,7 @@ def serve(
     service = Service(named_bundles(list(bundles)), opened, config)
 
     def say(server: Server) -> None:
-        shown = "localhost" if config.loopback else config.host
+        shown = "localhost" if config.host in ("127.0.0.1", "::1") else address_of(config.host)
         http, grpc = f"http://{shown}:{server.port}", f"{shown}:{server.grpc_port}" if server.grpc_port else ""
         if json_logs:
             logging.getLogger("saccade.serve").info("listening", extra={"http": http, "grpc": grpc})

@@ -49,13 +49,17 @@ class RunningServer:
         return status, json.loads(body)
 
     def raw(self, sent: bytes, *, half_close: bool = False, wait: float = SECONDS) -> bytes:
-        """What comes back over a plain connection until it ends, or nothing comes for so long."""
+        """What comes back over a plain connection until the server ends it.
+
+        Raises:
+            TimeoutError: it does not, in so many seconds.
+        """
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=wait) as connection:
             connection.sendall(sent)
             if half_close:
                 connection.shutdown(socket.SHUT_WR)
             received = b""
-            with contextlib.suppress(TimeoutError, ConnectionError):
+            with contextlib.suppress(ConnectionError):
                 while part := connection.recv(65536):
                     received += part
             return received

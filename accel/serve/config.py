@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from ...errors import UsageError
 from ..image import MAX_PIXELS
+from .tensors import MOST_ELEMENTS
 
 __all__ = ["Limits", "ServeConfig"]
 
@@ -17,16 +19,19 @@ class Limits:
 
     Attributes:
         body_bytes: of one request's body, after decompression.
-        bodies_bytes: of all bodies that are being received or wait, together.
+        json_bytes: of the JSON in it, which takes many times its size while it is read.
+        bodies_bytes: of all bodies and answers that are being received, wait or are sent, together.
         images: in one request.
-        pixels: of one encoded image.
+        pixels: of one encoded image; those of a request have at most twice as many together.
         mask_values: of all masks in one answer together: images × classes or areas × height × width.
         connections: open at the same time.
         header_seconds: for a request's line and headers to arrive.
-        body_seconds: for its body.
+        body_seconds: for its body, and for a client that takes nothing of its answer.
+        header_bytes: of its line and headers.
     """
 
     body_bytes: int = 64 * 2**20
+    json_bytes: int = 8 * 2**20
     bodies_bytes: int = 512 * 2**20
     images: int = 64
     pixels: int = MAX_PIXELS
@@ -34,10 +39,20 @@ class Limits:
     connections: int = 1000
     header_seconds: float = 10.0
     body_seconds: float = 30.0
+    header_bytes: int = 64 * 2**10
 
     def __post_init__(self) -> None:
-        if min(self.body_bytes, self.bodies_bytes, self.images, self.pixels, self.mask_values, self.connections) < 1:
+        counts = (self.json_bytes, self.bodies_bytes, self.images, self.pixels, self.mask_values, self.connections)
+        if min(*counts, self.body_bytes, self.header_bytes) < 1:
             raise UsageError("every limit is at least 1")
+        if self.body_bytes >= 2**31:
+            raise UsageError(
+                f"a body of {self.body_bytes / 2**20:.0f} MiB is more than gRPC carries; allow less than 2048"
+            )
+        if self.bodies_bytes < self.body_bytes:
+            raise UsageError("all bodies together are allowed less than one of them alone")
+        if self.images > MOST_ELEMENTS:
+            raise UsageError(f"a request holds at most {MOST_ELEMENTS} images, not {self.images}")
         if min(self.header_seconds, self.body_seconds) <= 0:
             raise UsageError("the time that a request may take to arrive is positive")
 
@@ -61,6 +76,7 @@ class ServeConfig:
         explain_below: only images whose predicted class is less probable are, unless the request says otherwise; None
             for all.
         api_key: what clients must show; None for none.
+        model_control: clients may load and unload models.
         limits: of requests.
         drain_delay: seconds between "not ready" and the end of listening, when the server is told to stop.
         drain_timeout: seconds that requests under way then have.
@@ -80,6 +96,7 @@ class ServeConfig:
     explain: bool = True
     explain_below: float | None = None
     api_key: str | None = None
+    model_control: bool = False
     limits: Limits = Limits()
     drain_delay: float = 0.0
     drain_timeout: float = 30.0
@@ -94,8 +111,11 @@ class ServeConfig:
             raise UsageError("the queue holds at least 1 request, the timeout is positive, and no delay is negative")
         if self.explain_below is not None and not 0 <= self.explain_below <= 1:
             raise UsageError(f"a probability of {self.explain_below} is not in [0, 1]")
-        if self.api_key == "":
-            raise UsageError("the API key is empty; leave it out for a server without one")
+        if self.api_key is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", self.api_key):
+            raise UsageError(
+                "an API key is of ASCII characters, without blanks around it, and not empty; leave it out for a server "
+                "without one"
+            )
 
     @property
     def loopback(self) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from ...contracts import Uint8
-from ...errors import SaccadeError
 from .errors import DeadlineExceeded, Overloaded, Unavailable
 from .model import Outputs, ServedModel
 from .work import Work
@@ -28,6 +28,7 @@ class Finished:
         batch: images that went through the engine together.
         images: of the request.
         explained: those of them that got a mask.
+        first: it was the first of its batch; so many calls of the engine there were.
     """
 
     outputs: Outputs
@@ -36,11 +37,16 @@ class Finished:
     batch: int
     images: int
     explained: int
+    first: bool
 
 
 @dataclass(eq=False)
 class Job:
-    """A request that was accepted."""
+    """A request that was accepted.
+
+    Attributes:
+        abandoned: nobody waits for it any more; what is not yet done of it need not be.
+    """
 
     model: ServedModel
     work: Work
@@ -48,6 +54,17 @@ class Job:
     accepted: float = field(default_factory=time.monotonic)
     began: float = 0.0
     decoded: list[Uint8] = field(default_factory=list)
+    abandoned: bool = False
+
+    def answer(self, finished: Finished) -> None:
+        """Give the answer to whoever still waits for one."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_result(finished)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the reason why there is no answer."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
 
     @property
     def deadline(self) -> float:
@@ -73,7 +90,7 @@ class Dispatcher:
         self.delay = delay
         self._waiting: deque[Job] = deque()
         self._ready: dict[ServedModel, deque[Job]] = {}
-        self._running = 0
+        self._running: set[Job] = set()
         self._idle = workers
         self._closed = False
         self._changed = threading.Condition()
@@ -87,6 +104,11 @@ class Dispatcher:
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._waiting)
+
+    @property
+    def busy(self) -> int:
+        """Requests that are computed."""
+        return len(self._running)
 
     @property
     def full(self) -> bool:
@@ -106,37 +128,59 @@ class Dispatcher:
             if self.full:
                 raise Overloaded(f"the server is at its limit: {self.capacity} requests wait; try again later")
             self._waiting.append(job)
-            self._changed.notify()
+            self._changed.notify_all()  # one that gathers a batch may be woken, and have no use for it
         return job.future
 
+    def forget(self, job: Job) -> bool:
+        """Take a request out of the queue; whether it was still there. One that has begun is ended where it can be."""
+        job.abandoned = True
+        with self._changed:
+            try:
+                self._waiting.remove(job)
+            except ValueError:
+                return False
+            self._changed.notify_all()
+        job.future.cancel()
+        return True
+
     def close(self, timeout: float) -> bool:
-        """Accept no more, and wait until all that was accepted is answered; whether it was."""
+        """Accept no more, and wait until all that was accepted is answered; whether it was. What is not by then gets an
+        error.
+        """
         end = time.monotonic() + timeout
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            while self._waiting or self._running or any(self._ready.values()):
-                if not self._changed.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
+            while self._waiting or self._running:
+                left = end - time.monotonic()
+                if left <= 0:
                     break
-            left = [*self._waiting, *(job for ready in self._ready.values() for job in ready)]
+                self._changed.wait(left)
+            begun = set(self._running) | {job for ready in self._ready.values() for job in ready}
+            waiting = list(self._waiting)
             self._waiting.clear()
             self._ready.clear()
-        for job in left:
+        for job in waiting:
             if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(Unavailable("the server stopped before this request's turn"))
-        return not left
+                begun.add(job)
+        for job in begun:
+            job.abandoned = True
+            job.fail(Unavailable("the server stopped before this request was answered"))
+        return not begun
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
             try:
-                if job.model.batch == 1:
+                if job.model.batch > 1:
+                    self._answer_together(job)
+                else:
                     with job.model.lock:
                         self._answer(job.model, [job])
-                else:
-                    self._answer_together(job)
+            except BaseException as error:  # a thread that ended would answer nobody any more
+                job.fail(error)
             finally:
                 with self._changed:
-                    self._running -= 1
+                    self._running.discard(job)
                     self._idle += 1
                     self._changed.notify_all()
 
@@ -147,7 +191,7 @@ class Dispatcher:
                 while self._waiting:
                     job = self._waiting.popleft()
                     if self._is_due(job):
-                        self._running += 1
+                        self._running.add(job)
                         self._idle -= 1
                         return job
                 if self._closed:
@@ -161,11 +205,7 @@ class Dispatcher:
         job.began = time.monotonic()
         if job.began > job.deadline:
             waited = job.began - job.accepted
-            job.future.set_exception(
-                DeadlineExceeded(
-                    f"the request waited {waited:.2f} s, longer than its {job.work.timeout:g} s; try again"
-                )
-            )
+            job.fail(DeadlineExceeded(f"the request waited {waited:.2f} s, longer than its {job.work.timeout:g} s"))
             return False
         return True
 
@@ -173,35 +213,40 @@ class Dispatcher:
         """Compute the answers of requests that go together; each of them gets its own, or an error."""
         try:
             for job in jobs:
-                job.decoded = job.decoded or model.decode(job.work)
+                job.decoded = job.decoded or model.decode(job.work, lambda job=job: not job.abandoned)  # type: ignore[misc]
             answers = model.answer([job.work for job in jobs], [job.decoded for job in jobs])
         except Exception as error:
             if len(jobs) > 1:  # whose fault was it?
                 for job in jobs:
                     self._answer(model, [job])
                 return
-            jobs[0].future.set_exception(error)
+            jobs[0].decoded = []
+            jobs[0].fail(error)
             return
         now, batch = time.monotonic(), sum(job.work.count for job in jobs)
         for job, answer in zip(jobs, answers, strict=True):
-            waited, took = job.began - job.accepted, now - job.began
+            waited, took, first = job.began - job.accepted, now - job.began, job is jobs[0]
             job.decoded = []
-            job.future.set_result(Finished(answer.outputs, waited, took, batch, job.work.count, answer.explained))
+            job.answer(Finished(answer.outputs, waited, took, batch, job.work.count, answer.explained, first))
 
     def _answer_together(self, job: Job) -> None:
         """Decode a request's images, then answer it with others, unless another thread has taken it along by then."""
         model = job.model
         try:
-            job.decoded = model.decode(job.work)
-        except SaccadeError as error:
-            job.future.set_exception(error)
+            job.decoded = model.decode(job.work, lambda: not job.abandoned)
+        except Exception as error:
+            job.fail(error)
             return
         with self._changed:
             self._ready.setdefault(model, deque()).append(job)
             self._changed.notify_all()
         with model.lock:
             if jobs := self._gather(model):
-                self._answer(model, jobs)
+                try:
+                    self._answer(model, jobs)
+                finally:
+                    with self._changed:
+                        self._running.difference_update(jobs)
 
     def _gather(self, model: ServedModel) -> list[Job]:
         """What goes through the engine together next, from what is decoded, and from what needs no decoding."""
@@ -224,6 +269,7 @@ class Dispatcher:
                             queue.remove(job)
                             if decoded or self._is_due(job):
                                 jobs.append(job)
+                                self._running.add(job)
                                 room -= job.work.count
                 if room <= 0 or self._closed or (left := end - time.monotonic()) <= 0:
                     return jobs

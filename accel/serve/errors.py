@@ -9,6 +9,7 @@ __all__ = [
     "BodyTimeout",
     "ClientGone",
     "DeadlineExceeded",
+    "Forbidden",
     "Overloaded",
     "RequestError",
     "TooLarge",
@@ -68,9 +69,16 @@ class Unavailable(RequestError):
 class DeadlineExceeded(RequestError):
     """The request waited longer than it may."""
 
-    http = 503
+    http = 408
     grpc = "DEADLINE_EXCEEDED"
     outcome = "expired"
+
+
+class Forbidden(RequestError):
+    """The server does not do this for clients."""
+
+    http = 403
+    grpc = "PERMISSION_DENIED"
 
 
 class BodyTimeout(RequestError):

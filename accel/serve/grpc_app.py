@@ -20,14 +20,16 @@ from ...errors import SaccadeError
 from .dispatcher import Finished
 from .errors import BadRequest, RequestError
 from .model import VERSION, ServedModel
-from .request import InferenceRequest, OutputRequest, checked_shape
+from .request import MOST_ID, InferenceRequest, OutputRequest, checked_shape
 from .service import EXTENSIONS, Service, classification
-from .tensors import DATATYPES, Tensor, datatype_of, from_json, from_wire, to_wire
+from .tensors import DATATYPES, MOST_ELEMENTS, Tensor, datatype_of, from_json, from_wire, to_wire
 from .work import Work
 
 __all__ = ["make_grpc_server"]
 
 _LOG = logging.getLogger("saccade.serve")
+_MOST_STREAMS = 100  # of one connection, and beside what waits
+_LARGE = 64 * 1024  # bytes of a request whose reading would hold up others
 _OPEN = ("ServerLive", "ServerReady")  # answered without a key
 _CONTENTS = {  # of a datatype, the field that holds its values where they are not raw
     "BOOL": "bool_contents",
@@ -54,9 +56,10 @@ def make_grpc_server(service: Service) -> grpc.aio.Server:
         options=[
             ("grpc.max_receive_message_length", limits.body_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", limits.connections),
+            ("grpc.max_concurrent_streams", _MOST_STREAMS),
             ("grpc.so_reuseport", 0),
         ],
+        maximum_concurrent_rpcs=service.config.queue + service.workers + _MOST_STREAMS,
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(service), server)
     return server
@@ -89,7 +92,7 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         )
         return make(
             refuse_stream if handler.request_streaming else refuse,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=None,  # what is refused need not be understood
             response_serializer=handler.response_serializer,
         )
 
@@ -151,14 +154,14 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
         try:
-            await asyncio.to_thread(self.service.models.load, request.model_name)
+            await self.service.load(request.model_name)
         except Exception as error:
             await _abort(context, error)
         return service_pb2.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
         try:
-            self.service.models.unload(request.model_name)
+            self.service.unload(request.model_name)
         except Exception as error:
             await _abort(context, error)
         return service_pb2.RepositoryModelUnloadResponse()
@@ -171,30 +174,41 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         """Requests of one stream, answered in order; one that fails does not end it."""
-        async for request in requests:
-            try:
-                answer = await self._infer(request, context)
-            except Exception as error:
-                message = _told(error)[1]
-                yield service_pb2.ModelStreamInferResponse(
-                    error_message=message, infer_response=service_pb2.ModelInferResponse(id=request.id)
-                )
-            else:
-                yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+        following, stopping = aiter(requests), asyncio.ensure_future(self.service.drains.wait())
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(following))
+                await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    return  # the server stops, and nothing is asked
+                try:
+                    request = coming.result()
+                except StopAsyncIteration:
+                    return
+                yield await self._streamed(request, context)
+        finally:
+            stopping.cancel()
+
+    async def _streamed(self, request: Any, context: Context) -> Any:
+        try:
+            answer = await self._infer(request, context)
+        except Exception as error:
+            empty = service_pb2.ModelInferResponse(id=request.id)
+            return service_pb2.ModelStreamInferResponse(error_message=_told(error)[1], infer_response=empty)
+        return service_pb2.ModelStreamInferResponse(infer_response=answer)
 
     async def _infer(self, request: Any, context: Context) -> Any:
-        async def read() -> InferenceRequest:
-            return _from_proto(request)
+        began, size = time.perf_counter(), request.ByteSize()
 
-        answer = await self.service.infer(
-            request.model_name,
-            request.model_version,
-            "grpc",
-            time.perf_counter(),
-            read,
-            remaining=context.time_remaining(),
-        )
-        return _to_proto(*answer)
+        async def read() -> InferenceRequest:
+            return await asyncio.to_thread(_from_proto, request) if size > _LARGE else _from_proto(request)
+
+        with self.service.bodies.holding(size):
+            answer = await self.service.infer(
+                request.model_name, request.model_version, "grpc", began, read, remaining=context.time_remaining()
+            )
+            return _to_proto(*answer)
 
     async def _model(self, request: Any, context: Context) -> ServedModel:
         try:
@@ -223,6 +237,11 @@ def _told(error: Exception) -> tuple[Any, str]:
 
 def _from_proto(request: Any) -> InferenceRequest:
     """A request of the protocol's messages in the server's terms."""
+    for tensor in (*request.inputs, *request.outputs):
+        if "shared_memory_region" in tensor.parameters:
+            raise BadRequest(f"'{tensor.name}' is in shared memory, which this server has not; send the tensor itself")
+    if len(request.id) > MOST_ID:
+        raise BadRequest(f"the request's 'id' is a string of at most {MOST_ID} characters")
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
         raise BadRequest(f"the request has {len(request.inputs)} inputs and raw contents of {len(raw)}")
@@ -237,8 +256,6 @@ def _from_proto(request: Any) -> InferenceRequest:
             inputs[tensor.name] = from_wire(memoryview(raw[index]), tensor.datatype, shape, tensor.name)
         else:
             inputs[tensor.name] = _contents(tensor, shape)
-    if "shared_memory_region" in {key for tensor in request.inputs for key in tensor.parameters}:
-        raise BadRequest("this server has no shared memory; send the tensors themselves")
     return InferenceRequest(
         id=request.id,
         inputs=inputs,
@@ -255,7 +272,7 @@ def _contents(tensor: Any, shape: tuple[int, ...]) -> Tensor:
     values = getattr(tensor.contents, field)
     if tensor.datatype != "BYTES":
         return from_json(list(values), tensor.datatype, shape, tensor.name)
-    if len(values) != math.prod(shape):
+    if len(values) != math.prod(shape) or len(values) > MOST_ELEMENTS:
         raise BadRequest(
             f"input '{tensor.name}' has {len(values)} values, and the shape {list(shape)} takes {math.prod(shape)}"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,16 +18,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ...errors import SaccadeError
-from .errors import BodyTimeout, ClientGone, Overloaded, RequestError, TooLarge, Unavailable
-from .http_body import Bodies
+from .errors import BadRequest, BodyTimeout, ClientGone, Overloaded, RequestError, TooLarge, Unavailable
 from .http_response import json_bytes, response_parts
 from .metrics import CONTENT_TYPE
-from .model import VERSION, ServedModel
+from .model import ServedModel
 from .service import Service
 
 __all__ = ["make_app"]
 
 _LOG = logging.getLogger("saccade.serve")
+_PIECE = 256 * 1024  # bytes of an answer that are sent at once
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/")  # answered without a key
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -42,6 +44,7 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
         Route("/v2", pages.server),
         Route("/v2/health/live", pages.live),
         Route("/v2/health/ready", pages.ready),
+        Route("/v2/models/stats", pages.all_stats),
         *(
             Route(prefix + path, endpoint)
             for prefix in (model, model + "/versions/{version}")
@@ -53,7 +56,8 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
                 ("/card", pages.card),
             )
         ),
-        Route("/v2/models/stats", pages.all_stats),
+        Route(model + "/infer", infer.page, methods=["POST"]),
+        Route(model + "/versions/{version}/infer", infer.page, methods=["POST"]),
         Route("/v2/repository/index", pages.index, methods=["POST"]),
         Route("/v2/repository/models/{model}/load", pages.load, methods=["POST"]),
         Route("/v2/repository/models/{model}/unload", pages.unload, methods=["POST"]),
@@ -68,14 +72,18 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
         if scope["type"] != "http":
             await starlette(scope, receive, send)
             return
-        path: str = scope["path"]
-        if path not in _OPEN and not service.allowed(_shown_key(scope)):
-            await _json({"error": "this server wants an API key: Authorization: Bearer KEY"}, 401)(scope, receive, send)
-            return
-        if path.endswith("/infer") and scope["method"] == "POST" and (named := _model_of(path)) is not None:
-            await infer(named, scope, receive, send)
-            return
-        await starlette(scope, receive, send)
+        path, headers = scope["path"], dict(scope["headers"])
+        if path not in _OPEN and not service.allowed(_shown_key(headers)):
+            wants = {"www-authenticate": "Bearer"}
+            said = "this server wants an API key: Authorization: Bearer KEY"
+            await _json({"error": said}, 401, wants)(scope, receive, send)
+        elif headers.get(b"sec-fetch-site") == b"cross-site" and path != "/":
+            said = "pages of other sites may not use this server; put both behind one address"
+            await _json({"error": said}, 403)(scope, receive, send)
+        elif scope["method"] == "POST" and (named := _model_of(path)) is not None:
+            await infer(named, headers, scope, receive, send)
+        else:
+            await starlette(scope, receive, send)
 
     return app
 
@@ -90,12 +98,11 @@ def _model_of(path: str) -> tuple[str, str | None] | None:
     return None
 
 
-def _shown_key(scope: Scope) -> str | None:
-    headers: dict[bytes, bytes] = dict(scope["headers"])
+def _shown_key(headers: dict[bytes, bytes]) -> str | None:
     bearer = headers.get(b"authorization", b"").decode("latin-1")
     if bearer[:7].lower() == "bearer ":
         return bearer[7:].strip()
-    key: bytes | None = headers.get(b"x-api-key")
+    key = headers.get(b"x-api-key")
     return None if key is None else key.decode("latin-1")
 
 
@@ -106,25 +113,51 @@ class _Infer:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.bodies = Bodies(service.config.limits)
 
-    async def __call__(self, named: tuple[str, str | None], scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self, named: tuple[str, str | None], headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send
+    ) -> None:
         began = time.perf_counter()
-        try:
-            with self.bodies.body(dict(scope["headers"]), receive) as body:
-                answer = await self.service.infer(*named, "http", began, body.request, lambda: _until_gone(receive))
-            parts, length = response_parts(*answer)
-        except ClientGone:
-            return
-        except Exception as error:
-            await _error_response(error)(scope, receive, send)
-            return
-        kind = b"application/json" if length is None else b"application/octet-stream"
-        sent = [(b"content-type", kind), (b"content-length", str(sum(map(len, parts))).encode())]
-        if length is not None:
-            sent.append((b"inference-header-content-length", str(length).encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": sent})
+        bodies = self.service.bodies
+        with contextlib.ExitStack() as held:
+            try:
+                with bodies.body(headers, receive) as body:
+                    answer = await self.service.infer(*named, "http", began, body.request, lambda: _until_gone(receive))
+                parts, length = await response_parts(*answer)
+                size = sum(map(len, parts))
+                held.enter_context(bodies.holding(size))
+            except ClientGone:
+                return
+            except asyncio.CancelledError:
+                if not self.service.draining:
+                    raise
+                stopped = Unavailable("the server stopped before the answer was there")
+                await _error_response(stopped)(scope, receive, send)
+                return
+            except Exception as error:
+                await _error_response(error)(scope, receive, send)
+                return
+            await _send(parts, size, length, send)
+
+    async def page(self, request: Request) -> Response:
+        """Only here so that another method than POST is told apart from another address."""
+        raise HTTPException(404)
+
+
+async def _send(parts: list[bytes | memoryview], size: int, length: int | None, send: Send) -> None:
+    """Send an answer, in pieces, so that one that is not taken waits here and not in the connection's buffer."""
+    kind = b"application/json" if length is None else b"application/octet-stream"
+    sent = [(b"content-type", kind), (b"content-length", str(size).encode())]
+    if length is not None:
+        sent.append((b"inference-header-content-length", str(length).encode()))
+    await send({"type": "http.response.start", "status": 200, "headers": sent})
+    if size <= _PIECE:
         await send({"type": "http.response.body", "body": b"".join(parts)})
+        return
+    for part in parts:
+        for start in range(0, len(part), _PIECE):
+            await send({"type": "http.response.body", "body": bytes(part[start : start + _PIECE]), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -175,19 +208,18 @@ class _Pages:
         return _json(self._model(request).card())
 
     async def index(self, request: Request) -> Response:
-        return _json(
-            [
-                {"name": state.name, "version": VERSION, "state": state.state, "reason": state.reason}
-                for state in self.service.models.states()
-            ]
-        )
+        body = await request.body() if int(request.headers.get("content-length") or 0) < 1024 else b""
+        with contextlib.suppress(ValueError, AttributeError):
+            ready = json.loads(body or b"{}").get("ready") is True
+            return _json([vars(state) for state in self.service.models.states() if state.state == "READY" or not ready])
+        raise BadRequest('the request is a JSON object, such as {"ready": true}')
 
     async def load(self, request: Request) -> Response:
-        await asyncio.to_thread(self.service.models.load, request.path_params["model"])
+        await self.service.load(request.path_params["model"])
         return Response(status_code=200)
 
     async def unload(self, request: Request) -> Response:
-        self.service.models.unload(request.path_params["model"])
+        self.service.unload(request.path_params["model"])
         return Response(status_code=200)
 
     async def metrics(self, request: Request) -> Response:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 import orjson
@@ -21,7 +22,7 @@ _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
 class Bodies:
-    """What all requests together hold in memory, so that many large ones do not fill it.
+    """What all requests and answers together hold in memory, so that many large ones do not fill it.
 
     Args:
         limits: of requests.
@@ -33,6 +34,29 @@ class Bodies:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.held = 0
+
+    def hold(self, size: int) -> None:
+        """Count so many more bytes, if there is room for them; whoever does subtracts them again.
+
+        Raises:
+            Overloaded: there is no room.
+        """
+        if self.held + size > self.limits.bodies_bytes:
+            raise Overloaded("the server holds as many requests as its memory allows; try again later")
+        self.held += size
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Count so many bytes until the block ends.
+
+        Raises:
+            Overloaded: there is no room for them.
+        """
+        self.hold(size)
+        try:
+            yield
+        finally:
+            self.held -= size
 
     def body(self, headers: dict[bytes, bytes], receive: Receive) -> Body:
         """The body of one request, to be read."""
@@ -65,7 +89,7 @@ class Body:
             BadRequest: it cannot be unpacked, or does not follow the protocol.
         """
         limits = self._bodies.limits
-        self._hold(_content_length(self._headers))
+        _check_size(_content_length(self._headers), limits)  # a claim; what counts is what comes
         try:
             async with asyncio.timeout(limits.body_seconds):
                 body = await self._received()
@@ -74,7 +98,7 @@ class Body:
         if coding := self._headers.get(b"content-encoding", b"").decode("latin-1").lower():
             body = await asyncio.to_thread(_unpacked, body, coding, limits.body_bytes)
             self._hold(len(body))
-        return await _parse_aside(body, self._headers.get(b"inference-header-content-length"))
+        return await _parse_aside(body, self._headers.get(b"inference-header-content-length"), limits.json_bytes)
 
     async def _received(self) -> bytes:
         parts: list[bytes] = []
@@ -92,17 +116,17 @@ class Body:
 
     def _hold(self, size: int) -> None:
         """Count so many bytes, if there is room for them."""
-        limits = self._bodies.limits
-        if size > limits.body_bytes:
-            raise TooLarge(
-                f"the body has more than {limits.body_bytes} bytes, which is the limit; send fewer images at once, or "
-                "encoded ones"
-            )
-        added = max(0, size - self._held)
-        if self._bodies.held + added > limits.bodies_bytes:
-            raise Overloaded("the server holds as many requests as its memory allows; try again later")
-        self._bodies.held += added
+        _check_size(size, self._bodies.limits)
+        self._bodies.hold(added := max(0, size - self._held))
         self._held += added
+
+
+def _check_size(size: int, limits: Limits) -> None:
+    if size > limits.body_bytes:
+        raise TooLarge(
+            f"the body has more than {limits.body_bytes} bytes, which is the limit; send fewer images at once, or "
+            "encoded ones"
+        )
 
 
 def _content_length(headers: dict[bytes, bytes]) -> int:
@@ -130,7 +154,7 @@ def _unpacked(body: bytes, coding: str, most: int) -> bytes:
     return unpacked
 
 
-async def _parse_aside(body: bytes, header_length: bytes | None) -> InferenceRequest:
+async def _parse_aside(body: bytes, header_length: bytes | None, most: int) -> InferenceRequest:
     """A request from a body of JSON, or of JSON of so many bytes and binary tensors behind it; parsed in a thread where
     it would hold up other requests.
     """
@@ -142,6 +166,11 @@ async def _parse_aside(body: bytes, header_length: bytes | None) -> InferenceReq
                 f"the header Inference-Header-Content-Length is '{text[:20]}', and the body has {len(body)} bytes"
             )
         length = int(text)
+    if length > most:
+        raise TooLarge(
+            f"the JSON of the request has more than {most} bytes, which is the limit; send large tensors with the "
+            "binary extension"
+        )
     if length > _LARGE:
         return await asyncio.to_thread(_parse, body, length)
     return _parse(body, length)

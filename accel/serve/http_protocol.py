@@ -1,53 +1,87 @@
-"""uvicorn's connection, which also ends those that take too long to send a request."""
+"""uvicorn's connection, which also ends those that send or take too slowly, or send too much."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .config import Limits
+
 __all__ = ["protocol_class"]
 
+_SAID = b'{"error":"the line and the headers of the request are longer than the server allows"}'
+_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(_SAID), _SAID)
+)
 
-def protocol_class(seconds: float) -> type[asyncio.Protocol]:
+
+def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
     """A protocol whose connections are closed if a request's line and headers, once begun, or the first ones of a
-    connection, do not arrive in so many seconds.
+    connection, do not arrive in time or are too long, or if the client takes nothing of an answer for too long.
 
     uvicorn has a time limit for connections that lie idle after an answer, and none for these.
     """
 
-    class HeaderTimeout(HttpToolsProtocol):
-        _waits: asyncio.TimerHandle | None = None
+    class BoundedHttp(HttpToolsProtocol):
+        _headers_wait: asyncio.TimerHandle | None = None
+        _writing_waits: asyncio.TimerHandle | None = None
+        _header_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._begin()
+            self._begin_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._end()
+            self._end_headers()
+            self._end_writing()
             super().connection_lost(exc)
 
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._headers_wait is None:
+                return
+            self._header_bytes += len(data)
+            if self._header_bytes > limits.header_bytes:
+                self.transport.write(_TOO_LONG)
+                self._give_up()
+
         def on_message_begin(self) -> None:
-            self._begin()
+            self._begin_headers()
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._end()
+            self._end_headers()
             super().on_headers_complete()
 
-        def _begin(self) -> None:
-            if self._waits is None:
-                self._waits = self.loop.call_later(seconds, self._give_up)
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._writing_waits is None:
+                self._writing_waits = self.loop.call_later(limits.body_seconds, self.transport.abort)
 
-        def _end(self) -> None:
-            if self._waits is not None:
-                self._waits.cancel()
-                self._waits = None
+        def resume_writing(self) -> None:
+            self._end_writing()
+            super().resume_writing()
+
+        def _begin_headers(self) -> None:
+            self._header_bytes = 0
+            if self._headers_wait is None:
+                self._headers_wait = self.loop.call_later(limits.header_seconds, self._give_up)
+
+        def _end_headers(self) -> None:
+            if self._headers_wait is not None:
+                self._headers_wait.cancel()
+                self._headers_wait = None
+
+        def _end_writing(self) -> None:
+            if self._writing_waits is not None:
+                self._writing_waits.cancel()
+                self._writing_waits = None
 
         def _give_up(self) -> None:
-            transport: Any = self.transport
-            if not transport.is_closing():
-                transport.close()
+            self._end_headers()
+            if not self.transport.is_closing():
+                self.transport.close()
 
-    return HeaderTimeout
+    return BoundedHttp

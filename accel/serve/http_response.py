@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -14,9 +15,22 @@ from .work import Work
 
 __all__ = ["json_bytes", "response_parts"]
 
+_MANY = 100_000  # values
 
-def response_parts(model: ServedModel, work: Work, finished: Finished) -> tuple[list[bytes | memoryview], int | None]:
-    """The parts of an answer's body, and the length of its JSON where binary tensors follow."""
+
+async def response_parts(
+    model: ServedModel, work: Work, finished: Finished
+) -> tuple[list[bytes | memoryview], int | None]:
+    """The parts of an answer's body, and the length of its JSON where binary tensors follow. Much JSON is written in a
+    thread, so that other requests are not held up.
+    """
+    values = sum(finished.outputs[output.name].size for output in work.outputs if not output.binary)
+    if values > _MANY:
+        return await asyncio.to_thread(_parts, model, work, finished)
+    return _parts(model, work, finished)
+
+
+def _parts(model: ServedModel, work: Work, finished: Finished) -> tuple[list[bytes | memoryview], int | None]:
     described, tails = [], []
     for output in work.outputs:
         tensor, text = finished.outputs[output.name], False

@@ -28,7 +28,7 @@ class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        extra = "".join(f"  {name}={value}" for name, value in _extra(record).items() if value != "")
+        extra = "".join(f"  {name}={_plain(value)}" for name, value in _extra(record).items() if value != "")
         text = f"{clock}  {level}{record.getMessage()}{extra}"
         return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
 
@@ -41,6 +41,12 @@ def configure_logs(*, as_json: bool) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+
+
+def _plain(value: object) -> str:
+    """A value in one line, without what terminals obey."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,11 +11,29 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from .dispatcher import Finished
 from .model import ServedModel
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "Totals"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What there was of a model.
+
+    Attributes:
+        images: that were predicted.
+        executions: calls of the engine.
+        failures: requests without an answer.
+        times: number and nanoseconds of what the answered requests took: ``"success"`` in all, ``"queue"`` and
+            ``"compute_infer"``.
+    """
+
+    images: int
+    executions: int
+    failures: int
+    times: dict[str, tuple[int, int]]
 
 
 class Metrics:
@@ -64,25 +83,34 @@ class Metrics:
         self._queue.labels(model).observe(finished.queue_seconds)
         self._compute.labels(model).observe(finished.compute_seconds)
         self._request.labels(model).observe(seconds)
-        self._batch.labels(model).observe(finished.batch)
+        if finished.first:
+            self._batch.labels(model).observe(finished.batch)
 
     def refused(self, model: str, protocol: str, outcome: str) -> None:
         """A request got none."""
         self._requests.labels(model, protocol, outcome).inc()
 
-    def totals(self, model: str) -> dict[str, tuple[int, int]]:
-        """Number and nanoseconds of all requests of a model so far: those answered, their waiting, their computing."""
-        found = {}
-        for name, histogram in (("success", self._request), ("queue", self._queue), ("compute_infer", self._compute)):
-            samples = {
-                sample.name.rsplit("_", 1)[1]: sample.value
-                for metric in histogram.collect()
-                for sample in metric.samples
-                if sample.labels.get("model") == model
-            }
-            found[name] = int(samples.get("count", 0)), int(samples.get("sum", 0.0) * 1e9)
-        found["images"] = int(self._images.labels(model)._value.get()), 0
-        return found
+    def totals(self, model: str) -> Totals:
+        """What there was of a model so far."""
+
+        def sums(metric: Counter | Histogram) -> dict[str, float]:
+            found: dict[str, float] = {}
+            for sample in (sample for family in metric.collect() for sample in family.samples):
+                kind = sample.name.rsplit("_", 1)[1]
+                if sample.labels.get("model") == model and sample.labels.get("outcome") != "answered":
+                    found[kind] = found.get(kind, 0.0) + sample.value
+            return found
+
+        named = (("success", self._request), ("queue", self._queue), ("compute_infer", self._compute))
+        times = {name: sums(metric) for name, metric in named}
+        return Totals(
+            images=int(sums(self._images).get("total", 0)),
+            executions=int(sums(self._batch).get("count", 0)),
+            failures=int(sums(self._requests).get("total", 0)),
+            times={
+                name: (int(found.get("count", 0)), int(found.get("sum", 0.0) * 1e9)) for name, found in times.items()
+            },
+        )
 
     def page(self) -> bytes:
         """All of it, in Prometheus' text format."""

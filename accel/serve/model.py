@@ -6,7 +6,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...contracts import Explanation, MaskQuery, Uint8
-from ...errors import ImageError
+from ...errors import BundleError, ImageError
 from ..bundle import file_sha256
 from ..engine import Engine
 from ..image import load_image, resize_image
 from ..manifest import MANIFEST_FILE
 from ..results import ImageExplanation
 from .config import Limits
-from .errors import BadRequest, TooLarge
+from .errors import BadRequest, ClientGone, TooLarge
 from .tensors import Tensor, datatype_of
 from .work import ENCODED, MASKS, Work
 
@@ -31,6 +31,7 @@ __all__ = ["FORMATS", "VERSION", "Answer", "ServedModel"]
 VERSION = "1"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # decoders that strangers' files may reach
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino", "tensorrt": "tensorrt_plan"}
+_REQUEST_PIXELS = 2  # of all images of a request, in units of what one may have
 _PAIRS = 5  # of calls, that tell the cost in forwards
 
 Outputs = dict[str, Tensor]
@@ -55,6 +56,7 @@ class ServedModel:
     Args:
         name: what clients call it.
         engine: opened.
+        digest: of the manifest of its bundle, before it was opened.
         batch: images of different requests that go through the engine together.
         limits: of requests.
 
@@ -64,17 +66,19 @@ class ServedModel:
         digest: of the bundle's manifest, to notice another one.
     """
 
-    def __init__(self, name: str, engine: Engine, *, batch: int, limits: Limits) -> None:
+    def __init__(self, name: str, engine: Engine, digest: str, *, batch: int, limits: Limits) -> None:
         self.name = name
         self.engine = engine
+        self.digest = digest
         self.batch = batch
         self.limits = limits
         self.manifest = engine.bundle.manifest
-        self.digest = file_sha256(engine.bundle.path / MANIFEST_FILE)
         self.lock: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if engine.concurrent and batch == 1 else threading.Lock()
         )
         first, self.forwards = self._warm_up()
+        if file_sha256(engine.bundle.path / MANIFEST_FILE) != digest:
+            raise BundleError(f"the bundle '{engine.bundle.path}' was exchanged while it was opened; load it again")
         self._shapes: dict[str, list[int]] = {
             "probabilities": [-1, len(self.manifest.class_names)],
             "target_class": [-1, -1] if self.manifest.several_targets else [-1],
@@ -150,27 +154,37 @@ class ServedModel:
             "forwards": round(self.forwards, 3),
         }
 
-    def decode(self, work: Work) -> list[Uint8]:
+    def decode(self, work: Work, wanted: Callable[[], bool] = lambda: True) -> list[Uint8]:
         """The images of a request as they came, uint8 (H, W, 3) each; resized to the model's size unless the request
         wants pictures of them.
+
+        Args:
+            work: the request.
+            wanted: is asked before each image whether anyone still waits for them.
 
         Raises:
             BadRequest: one of them cannot be read.
             TooLarge: they have more pixels than the server allows.
+            ClientGone: nobody waits.
         """
         if work.images is not None:
             return list(work.images)
         keep = work.wants_images or self.manifest.any_size
-        found, pixels = [], 0
+        found, pixels, most = [], 0, self.limits.pixels
         for index, file in enumerate(work.encoded):
+            if not wanted():
+                raise ClientGone("nobody waits for the request any more")
             try:
-                image = load_image(file, max_pixels=self.limits.pixels - pixels, formats=FORMATS)
+                image = load_image(file, max_pixels=most, formats=FORMATS)
             except ImageError as error:
                 said = str(error).replace("'bytes'", "the file")
                 raise BadRequest(f"image {index}: {said} ({', '.join(FORMATS)} are read)") from None
-            pixels += image.shape[0] * image.shape[1] if keep else 0
-            if pixels >= self.limits.pixels:
-                raise TooLarge(f"the images have more than {self.limits.pixels / 1e6:.0f} megapixels together")
+            pixels += image.shape[0] * image.shape[1]
+            if pixels > _REQUEST_PIXELS * most:
+                raise TooLarge(
+                    f"the images have more than {_REQUEST_PIXELS * most / 1e6:.0f} megapixels together; send fewer at "
+                    "once, or smaller ones"
+                )
             found.append(image if keep else resize_image(image, self.manifest.image))
         return found
 

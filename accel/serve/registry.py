@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import BundleError, SaccadeError, UsageError
+from ...errors import SaccadeError, UsageError
 from ..bundle import file_sha256
 from ..manifest import MANIFEST_FILE
 from .errors import Unavailable, UnknownModel
 from .model import VERSION, ServedModel
 
-__all__ = ["ModelRegistry", "ModelState", "named_bundles"]
+__all__ = ["ModelRegistry", "ModelState", "manifest_digest", "named_bundles"]
 
 _LOG = logging.getLogger("saccade.serve")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -43,12 +43,19 @@ def named_bundles(bundles: list[str]) -> dict[str, Path]:
     return found
 
 
+def manifest_digest(folder: Path) -> str:
+    """What a bundle's manifest is known by; empty where there is none, which opening it will say."""
+    file = folder / MANIFEST_FILE
+    return file_sha256(file) if file.is_file() else ""
+
+
 @dataclass(frozen=True)
 class ModelState:
     """A model as the repository lists it.
 
     Attributes:
         name: of the model.
+        version: the one there is.
         state: ``"READY"`` or ``"UNAVAILABLE"``.
         reason: why it is not ready.
     """
@@ -56,6 +63,7 @@ class ModelState:
     name: str
     state: str
     reason: str = ""
+    version: str = VERSION
 
 
 class ModelRegistry:
@@ -71,6 +79,7 @@ class ModelRegistry:
         self._open = open_model
         self._models: dict[str, ServedModel] = {}
         self._reasons = dict.fromkeys(folders, "not loaded yet")
+        self._refused: dict[str, str] = {}  # what could not be loaded, so that it is said once
         self._loading = threading.Lock()
 
     def __iter__(self) -> Iterator[ServedModel]:
@@ -141,17 +150,19 @@ class ModelRegistry:
     def load_changed(self) -> list[str]:
         """Load again each model whose bundle on disk is another one than that which is served; their names.
 
-        A bundle that is just being exchanged, or is damaged, is left for the next time.
+        One that cannot be loaded, since it is damaged or just being exchanged, is tried again the next time.
         """
         loaded = []
         for model in self:
+            digest = ""
             try:
-                if file_sha256(self.folders[model.name] / MANIFEST_FILE) == model.digest:
+                digest = manifest_digest(self.folders[model.name])
+                if digest == model.digest:
                     continue
                 self.load(model.name)
                 loaded.append(model.name)
-            except (OSError, BundleError) as error:
-                _LOG.warning("model '%s' has changed and cannot be loaded: %s", model.name, error)
-            except SaccadeError as error:
-                _LOG.error("model '%s' has changed and cannot be loaded: %s", model.name, error)
+            except (OSError, SaccadeError) as error:
+                if self._refused.get(model.name) != digest:
+                    _LOG.warning("model '%s' has changed and cannot be loaded: %s", model.name, error)
+                self._refused[model.name] = digest
         return loaded

@@ -10,9 +10,10 @@ from typing import Any
 from .errors import BadRequest
 from .tensors import DATATYPES, Tensor, from_json, from_wire
 
-__all__ = ["InferenceRequest", "OutputRequest", "checked_shape", "request_from_http"]
+__all__ = ["MOST_ID", "InferenceRequest", "OutputRequest", "checked_shape", "request_from_http"]
 
 Parameter = bool | int | float | str
+MOST_ID = 256
 _MOST_TENSORS = 32
 _MOST_DIMENSIONS = 8
 
@@ -73,8 +74,8 @@ def request_from_http(document: Any, tail: memoryview) -> InferenceRequest:
     if len(tail):
         raise BadRequest(f"there are {len(tail)} bytes behind the last binary input")
     identity = document.get("id", "")
-    if not isinstance(identity, str):
-        raise BadRequest("the request's 'id' is a string")
+    if not isinstance(identity, str) or len(identity) > MOST_ID:
+        raise BadRequest(f"the request's 'id' is a string of at most {MOST_ID} characters")
     parameters = _parameters(document.get("parameters"), "the request")
     return InferenceRequest(
         id=identity,
@@ -88,6 +89,7 @@ def request_from_http(document: Any, tail: memoryview) -> InferenceRequest:
 def _input(tensor: Any, tail: memoryview) -> tuple[str, Tensor, memoryview]:
     """One input's name and tensor, and the bytes that are left behind it."""
     name = _named(tensor, "input")
+    _check_own_memory(tensor, f"input '{name}'")
     datatype, shape = tensor.get("datatype"), checked_shape(tensor.get("shape"), name)
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise BadRequest(f"input '{name}' has no datatype that is known: {', '.join(DATATYPES)}")
@@ -125,6 +127,7 @@ def _outputs(described: Any, binary: Any) -> tuple[OutputRequest, ...]:
     found = []
     for output in described:
         name = _named(output, "output")
+        _check_own_memory(output, f"output '{name}'")
         parameters = _parameters(output.get("parameters"), f"output '{name}'")
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
@@ -134,6 +137,11 @@ def _outputs(described: Any, binary: Any) -> tuple[OutputRequest, ...]:
             raise BadRequest(f"'binary_data' of output '{name}' is true or false")
         found.append(OutputRequest(name=name, binary=sent, classification=classes))
     return tuple(found)
+
+
+def _check_own_memory(tensor: dict[str, Any], where: str) -> None:
+    if isinstance(given := tensor.get("parameters"), dict) and "shared_memory_region" in given:
+        raise BadRequest(f"{where} is in shared memory, which this server has not; send the tensor itself")
 
 
 def _named(tensor: Any, kind: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,10 +20,11 @@ from .http_app import make_app
 from .http_protocol import protocol_class
 from .service import Service
 
-__all__ = ["Server", "run_server"]
+__all__ = ["Server", "address_of", "run_server"]
 
 _LOG = logging.getLogger("saccade.serve")
 _BACKLOG = 2048
+_LAST_SECONDS = 3.0  # to tell those whose answer was not there in time
 
 
 class _Http(uvicorn.Server):
@@ -65,7 +68,7 @@ class Server:
         http = _Http(
             uvicorn.Config(
                 make_app(self.service),
-                http=protocol_class(limits.header_seconds),
+                http=protocol_class(limits),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -74,7 +77,7 @@ class Server:
                 proxy_headers=False,
                 limit_concurrency=limits.connections,
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=max(1, round(config.drain_timeout)),
+                timeout_graceful_shutdown=math.ceil(config.drain_timeout + _LAST_SECONDS),
                 backlog=_BACKLOG,
             )
         )
@@ -82,7 +85,7 @@ class Server:
         if config.grpc_port is not None:
             grpc = make_grpc_server(self.service)
             try:
-                self.grpc_port = grpc.add_insecure_port(f"{_host(config.host)}:{config.grpc_port}")
+                self.grpc_port = grpc.add_insecure_port(f"{address_of(config.host)}:{config.grpc_port}")
             except RuntimeError:
                 raise _taken(config.host, config.grpc_port, "--grpc-port") from None
             await grpc.start()
@@ -91,7 +94,8 @@ class Server:
         with self._signals():
             while not http.started and not serving.done():
                 await asyncio.sleep(0.01)
-            on_start(self)
+            if http.started:
+                on_start(self)
             stop = asyncio.ensure_future(self._stop.wait())
             await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
             watching.cancel()
@@ -105,16 +109,18 @@ class Server:
     async def _drain(self, http: uvicorn.Server, serving: asyncio.Future[None], grpc: object) -> bool:
         """Say "not ready", wait until balancers know, end listening, and answer what was accepted."""
         service, config = self.service, self.config
-        service.draining = True
         _LOG.info("stopping: %d requests wait", service.dispatcher.waiting)
-        if config.drain_delay:
+        service.drains.set()
+        if config.drain_delay and not serving.done():
             await asyncio.sleep(config.drain_delay)
         http.should_exit = True
         ends = [serving]
         if grpc is not None:
-            ends.append(asyncio.ensure_future(grpc.stop(config.drain_timeout)))  # type: ignore[attr-defined]
-        await asyncio.wait(ends)
+            grace = config.drain_timeout + _LAST_SECONDS
+            ends.append(asyncio.ensure_future(grpc.stop(grace)))  # type: ignore[attr-defined]
         answered = await asyncio.to_thread(service.dispatcher.close, config.drain_timeout)
+        await asyncio.wait(ends)
+        serving.result()
         _LOG.info("stopped" if answered else "stopped; some requests were not answered in time")
         return answered
 
@@ -134,7 +140,8 @@ class Server:
             told += 1
             if told > 1:
                 _LOG.warning("told twice to stop: stopping at once")
-                raise SystemExit(130)
+                logging.shutdown()
+                os._exit(130)
             self.stop()
 
         def on_change() -> None:
@@ -190,8 +197,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _taken(host: str, port: int, option: str, error: OSError | None = None) -> EngineError:
     reason = f": {error.strerror}" if error and error.strerror else ""
-    return EngineError(f"cannot listen on {host}:{port}{reason}; choose another with {option}, 0 takes a free one")
+    return EngineError(
+        f"cannot listen on {address_of(host)}:{port}{reason}; choose another with {option}, 0 takes a free one"
+    )
 
 
-def _host(host: str) -> str:
+def address_of(host: str) -> str:
+    """A host as it stands before a port."""
     return f"[{host}]" if ":" in host else host

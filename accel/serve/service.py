@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from ..engine import Engine
 from ..machine import core_count
 from .config import ServeConfig
 from .dispatcher import Dispatcher, Finished, Job
-from .errors import BadRequest, ClientGone, Overloaded, RequestError
+from .errors import BadRequest, ClientGone, DeadlineExceeded, Forbidden, Overloaded, RequestError
+from .http_body import Bodies
 from .metrics import Metrics
 from .model import VERSION, ServedModel
-from .registry import ModelRegistry
+from .registry import ModelRegistry, manifest_digest
 from .request import InferenceRequest
 from .tensors import Tensor
 from .work import Work, make_work
@@ -45,13 +47,15 @@ class Service:
     def __init__(self, folders: dict[str, Path], open_engine: Callable[[Path], Engine], config: ServeConfig) -> None:
         self.config = config
         self.metrics = Metrics(lambda: self.dispatcher.waiting)
+        self.bodies = Bodies(config.limits)
         self.live = True
-        self.draining = False
+        self.drains = asyncio.Event()
 
         def open_model(name: str, folder: Path) -> ServedModel:
+            digest = manifest_digest(folder)
             engine = open_engine(folder)
             preferred = 1 if engine.concurrent else engine.bundle.manifest.batch
-            model = ServedModel(name, engine, batch=config.batch or preferred, limits=config.limits)
+            model = ServedModel(name, engine, digest, batch=config.batch or preferred, limits=config.limits)
             self.metrics.loaded(model)
             return model
 
@@ -61,6 +65,12 @@ class Service:
         alone = all(model.batch == 1 for model in self.models)
         self.workers = config.workers or (core_count() if alone else max(_DECODERS, core_count()))
         self.dispatcher = Dispatcher(self.workers, config.queue, config.batch_delay)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="saccade-load")
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server has been told to stop."""
+        return self.drains.is_set()
 
     @property
     def ready(self) -> bool:
@@ -72,7 +82,6 @@ class Service:
 
         Raises:
             Overloaded: the queue is full.
-            Unavailable: the server is being stopped.
         """
         if self.dispatcher.full:
             raise Overloaded(f"the server is at its limit: {self.config.queue} requests wait; try again later")
@@ -82,6 +91,33 @@ class Service:
         if self.config.api_key is None:
             return True
         return shown is not None and hmac.compare_digest(shown.encode(), self.config.api_key.encode())
+
+    async def load(self, name: str) -> None:
+        """Load a model again for a client.
+
+        Raises:
+            Forbidden: clients may not.
+            SaccadeError: it cannot be loaded; what was there goes on.
+        """
+        self._check_control()
+        await asyncio.get_running_loop().run_in_executor(self._loader, self.models.load, name)
+
+    def unload(self, name: str) -> None:
+        """Take a model out for a client.
+
+        Raises:
+            Forbidden: clients may not.
+            UnknownModel: there is none of this name.
+        """
+        self._check_control()
+        self.models.unload(name)
+
+    def _check_control(self) -> None:
+        if not self.config.model_control:
+            raise Forbidden(
+                "this server's models are not exchanged by clients; start it with --model-control, or with --watch, or "
+                "send it SIGHUP"
+            )
 
     async def infer(
         self,
@@ -140,24 +176,25 @@ class Service:
                 self.metrics.refused(label, protocol, outcome)
 
     async def _result(self, job: Job, gone: Callable[[], Awaitable[object]] | None) -> Finished:
-        """The answer to a job, unless the client leaves first: then the job leaves the queue."""
+        """The answer to a job. When its client leaves or its time is over it leaves the queue at once."""
         future = asyncio.wrap_future(self.dispatcher.submit(job))
-        if gone is None:
-            try:
-                return await future
-            except asyncio.CancelledError:
-                job.future.cancel()
-                raise
-        watch = asyncio.ensure_future(gone())
+        watch = None if gone is None else asyncio.ensure_future(gone())
+        waited_for: set[asyncio.Future[Any]] = {future} if watch is None else {future, watch}
+        first = asyncio.FIRST_COMPLETED
         try:
-            await asyncio.wait((future, watch), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waited_for, timeout=job.work.timeout, return_when=first)
+            if not done:
+                if self.dispatcher.forget(job):
+                    raise DeadlineExceeded(f"the request waited for {job.work.timeout:g} s, which is all it may")
+                await asyncio.wait(waited_for, return_when=first)  # it has begun
             if not future.done():
                 raise ClientGone("the client left before its answer was there")
             return future.result()
         finally:
-            watch.cancel()
+            if watch is not None:
+                watch.cancel()
             if not future.done():
-                future.cancel()
+                self.dispatcher.forget(job)
 
     def _log(self, model: ServedModel, work: Work, finished: Finished, protocol: str, seconds: float) -> None:
         fields = {
@@ -191,6 +228,7 @@ class Service:
                 for tensor in tensors
             ]
 
+        kind = "KIND_CPU" if model.engine.concurrent else "KIND_GPU"
         return {
             "name": model.name,
             "platform": model.platform,
@@ -198,20 +236,25 @@ class Service:
             "max_batch_size": 0,
             "input": [tensor | {"optional": tensor["name"] != "image"} for tensor in described(metadata["inputs"])],
             "output": described(metadata["outputs"]),
-            "instance_group": [{"name": model.name, "kind": "KIND_CPU", "count": self.workers}],
+            "instance_group": [{"name": model.name, "kind": kind, "count": self.workers}],
         }
 
     def statistics(self, model: ServedModel) -> dict[str, Any]:
         """A model's statistics, as the protocol's extension has them."""
         totals = self.metrics.totals(model.name)
         none = {"count": 0, "ns": 0}
-        measured = {name: {"count": count, "ns": ns} for name, (count, ns) in totals.items() if name != "images"}
+        times = {name: {"count": count, "ns": ns} for name, (count, ns) in totals.times.items()}
         return {
             "name": model.name,
             "version": VERSION,
-            "inference_count": totals["images"][0],
-            "execution_count": totals["success"][0],
-            "inference_stats": {"fail": none, "compute_input": none, "compute_output": none, **measured},
+            "inference_count": totals.images,
+            "execution_count": totals.executions,
+            "inference_stats": {
+                "fail": none | {"count": totals.failures},
+                "compute_input": none,
+                "compute_output": none,
+                **times,
+            },
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -14,7 +15,17 @@ from numpy.typing import NDArray
 
 from .errors import BadRequest
 
-__all__ = ["DATATYPES", "Tensor", "bytes_to_wire", "datatype_of", "from_json", "from_wire", "to_json", "to_wire"]
+__all__ = [
+    "DATATYPES",
+    "MOST_ELEMENTS",
+    "Tensor",
+    "bytes_to_wire",
+    "datatype_of",
+    "from_json",
+    "from_wire",
+    "to_json",
+    "to_wire",
+]
 
 Tensor = NDArray[Any]  # BYTES are an object array of bytes
 
@@ -34,7 +45,13 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "BYTES": np.dtype(np.object_),
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-_KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}  # of a datatype, what JSON may write it as
+_WRITTEN: dict[str, set[type]] = {
+    "b": {bool},
+    "u": {int},
+    "i": {int},
+    "f": {int, float},
+}  # what JSON may write a datatype as
+MOST_ELEMENTS = 4096  # of a tensor of BYTES
 _MOST_DIMENSIONS = 8
 
 
@@ -64,9 +81,10 @@ def from_wire(raw: memoryview, datatype: str, shape: Sequence[int], name: str) -
 
 def _elements(raw: memoryview, count: int, name: str) -> Tensor:
     """BYTES: each element after its length, four bytes, little-endian."""
-    found = np.empty(count, dtype=np.object_) if count <= len(raw) // 4 else None
-    if found is None:
+    if count > len(raw) // 4:
         raise BadRequest(f"input '{name}' has {len(raw)} bytes, too few for {count} elements of BYTES")
+    _check_count(count, name)
+    found = np.empty(count, dtype=np.object_)
     place = 0
     for index in range(count):
         if place + 4 > len(raw):
@@ -92,51 +110,54 @@ def from_json(data: Any, datatype: str, shape: Sequence[int], name: str) -> Tens
     """
     if not isinstance(data, list):
         raise BadRequest(f"the data of input '{name}' is a list, not {type(data).__name__}")
-    if datatype == "BYTES":
-        flat = list(_flattened(data, name))
-        values = np.empty(len(flat), dtype=np.object_)
-        values[:] = [_from_base64(text, name) for text in flat]
-    else:
-        values = _numbers(data, DATATYPES[datatype], datatype, name)
-    if values.size != math.prod(shape):
-        raise BadRequest(
-            f"input '{name}' has {values.size} values, and the shape {list(shape)} takes {math.prod(shape)}"
-        )
+    flat = _flattened(data, name)
+    if len(flat) != math.prod(shape):
+        raise BadRequest(f"input '{name}' has {len(flat)} values, and the shape {list(shape)} takes {math.prod(shape)}")
+    if datatype != "BYTES":
+        return _numbers(flat, DATATYPES[datatype], datatype, name).reshape(shape)
+    _check_count(len(flat), name)
+    values = np.empty(len(flat), dtype=np.object_)
+    values[:] = [_from_base64(text, name) for text in flat]
     return values.reshape(shape)
 
 
-def _numbers(data: list[Any], dtype: np.dtype[Any], datatype: str, name: str) -> Tensor:
-    try:
-        values = np.asarray(data)
-    except (ValueError, OverflowError) as error:
-        raise BadRequest(f"the data of input '{name}' is not a regular list of numbers: {error}") from None
-    if values.size == 0:
-        return np.empty(0, dtype=dtype)
-    if dtype.kind == "u" and values.dtype.kind == "f":  # numpy reads integers on both sides of 2⁶³ as floats
-        exact = np.asarray(data, dtype=np.object_)
-        if all(type(value) is int for value in exact.ravel()):
-            values = exact.astype(np.uint64) if 0 <= exact.min() and exact.max() < 2**64 else np.array([-1])
-    if values.dtype.kind not in _KINDS[dtype.kind]:
+def _flattened(data: list[Any], name: str) -> list[Any]:
+    """The innermost items of nested lists of equal lengths, without a step of Python's for each."""
+    for _ in range(_MOST_DIMENSIONS):
+        if list not in set(map(type, data)):
+            return data
+        if set(map(type, data)) != {list} or len(set(map(len, data))) > 1:
+            raise BadRequest(f"the data of input '{name}' is not a regular list: lists in it differ in length")
+        data = list(itertools.chain.from_iterable(data))
+    raise BadRequest(f"the data of input '{name}' is nested more than {_MOST_DIMENSIONS} deep")
+
+
+def _numbers(flat: list[Any], dtype: np.dtype[Any], datatype: str, name: str) -> Tensor:
+    """Numbers of one type; their types are looked at first, since numpy makes of numbers beside a long text as many
+    long texts.
+    """
+    found = set(map(type, flat))
+    if not found <= _WRITTEN[dtype.kind]:
         raise BadRequest(f"the data of input '{name}' is not all {datatype}")
     if dtype.kind in "ui":
         bounds = np.iinfo(dtype)
-        if int(values.min()) < bounds.min or int(values.max()) > bounds.max:
+        if flat and not (bounds.min <= min(flat) and max(flat) <= bounds.max):
             raise BadRequest(f"the data of input '{name}' is not all {datatype}: {bounds.min} to {bounds.max}")
-    with np.errstate(over="ignore"):
-        cast = values.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(cast).all():
+        return np.array(flat, dtype=dtype)
+    try:
+        with np.errstate(over="ignore"):
+            values = np.array(flat, dtype=dtype)
+        finite = dtype.kind != "f" or bool(np.isfinite(values).all())
+    except OverflowError:  # an integer that no float holds
+        finite = False
+    if not finite:
         raise BadRequest(f"the data of input '{name}' is not all {datatype}: a number is too large")
-    return cast.ravel()
+    return values
 
 
-def _flattened(data: list[Any], name: str, depth: int = 0) -> Any:
-    for item in data:
-        if isinstance(item, list):
-            if depth >= _MOST_DIMENSIONS:
-                raise BadRequest(f"the data of input '{name}' is nested more than {_MOST_DIMENSIONS} deep")
-            yield from _flattened(item, name, depth + 1)
-        else:
-            yield item
+def _check_count(count: int, name: str) -> None:
+    if count > MOST_ELEMENTS:
+        raise BadRequest(f"input '{name}' has {count} elements of BYTES; no model takes more than {MOST_ELEMENTS}")
 
 
 def _from_base64(text: Any, name: str) -> bytes:

@@ -23,6 +23,7 @@ __all__ = ["ENCODED", "MASKS", "PICTURES", "Placed", "Work", "make_work"]
 ENCODED = "encoded_image"
 PICTURES = ("mask_png", "overlay_png")
 MASKS = ("mask", *PICTURES)  # outputs for which a mask has to be computed; so do diagnostics
+_MOST_AREAS, _MOST_PLACES = 1024, 100_000
 _PARAMETERS = frozenset({"explain", "explain_below", "timeout", "size", "box", "parts", "binary_data_output"})
 # of Triton's and KServe's clients: about sequences, priorities and traces, which there are none of here
 _IGNORED = frozenset({"priority", "sequence_id", "sequence_start", "sequence_end", "content_type", "headers"})
@@ -226,6 +227,8 @@ def _query(request: InferenceRequest, parameters: Mapping[str, Any], manifest: M
     if not manifest.areas:
         raise BadRequest(f"this model's masks have one area and one size: it takes no {', '.join([*tensors, *given])}")
     for name, tensor in tensors.items():
+        if len(tensor) > _MOST_AREAS if name == "areas" else len(tensor) > _MOST_PLACES:
+            raise TooLarge(f"'{name}' has {len(tensor)} numbers, more than any mask needs")
         if tensor.ndim != 1 or not len(tensor) or not np.isfinite(tensor).all():
             raise BadRequest(f"'{name}' has the shape [A] with A ≥ 1 finite numbers, not {list(tensor.shape)}")
     if given and ("rows" in tensors or "columns" in tensors) and set(given) & {"size", "box"}:

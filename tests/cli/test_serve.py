@@ -116,7 +116,7 @@ def test_what_was_accepted_is_answered_when_it_is_told_to_stop(tiny_bundle: Path
 def test_a_changed_bundle_is_loaded_while_requests_go_on(
     tiny_bundle: Path, tiny_own_bundle_kept: Path, tmp_path: Path
 ) -> None:
-    with started(tiny_bundle, "--watch", 0.1) as server:
+    with started(tiny_bundle, "--watch", 0.1, "--model-control") as server:
         first = server.ask("POST", "/v2/models/bundle/infer", {"inputs": [PIXELS]})
         failures: list[int] = []
         done = threading.Event()
@@ -144,6 +144,7 @@ def test_a_changed_bundle_is_loaded_while_requests_go_on(
         code, said = server.ask("POST", "/v2/repository/models/bundle/load")
         assert (code, b"damaged" in said) == (500, True)
         assert server.ask("POST", "/v2/models/bundle/infer", {"inputs": [PIXELS]})[0] == 200
+        assert not failures  # neither the exchange nor the damage was noticed by anyone
         assert server.ask("POST", "/v2/repository/models/bundle/unload")[0] == 200
         done.set()
         thread.join(SECONDS)

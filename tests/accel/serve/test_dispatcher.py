@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, wait
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,9 @@ class SleepingModel:
         self.gate.set()
         self.manifest = SimpleNamespace(any_size=False)
 
-    def decode(self, work: Work) -> list[Uint8]:
+    def decode(self, work: Work, wanted: Callable[[], bool]) -> list[Uint8]:
+        if work.encoded == (b"unlucky",):
+            raise MemoryError("of an image")
         if work.encoded == (b"bad",):
             raise BadRequest("image 0: no image")
         if work.images is not None:
@@ -243,18 +245,66 @@ def test_closing_answers_what_was_accepted_and_accepts_no_more() -> None:
         dispatcher.submit(job(model, 1))
 
 
-def test_closing_in_a_hurry_says_so_to_those_that_are_left() -> None:
-    model = SleepingModel()
-    dispatcher = Dispatcher(1, 100)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_closing_in_a_hurry_says_so_to_those_that_are_left(batch: int) -> None:
+    model = SleepingModel(batch)
+    dispatcher = Dispatcher(3, 100)
     model.gate.clear()
-    futures = [dispatcher.submit(job(model, value)) for value in range(3)]
-    until(lambda: dispatcher.waiting == 2)
+    futures = [dispatcher.submit(job(model, value)) for value in range(7)]
+    until(lambda: dispatcher.waiting <= 4)
     assert not dispatcher.close(0.05)
-    for future in futures[1:]:
-        with pytest.raises(Unavailable, match="before this request's turn"):
+    for future in futures:
+        with pytest.raises(Unavailable, match="before this request was answered"):
             future.result(SECONDS)
+    model.gate.set()  # what was under way ends, and disturbs nobody
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_whatever_goes_wrong_in_decoding_is_answered_and_the_threads_live_on(
+    dispatchers: list[Dispatcher], batch: int
+) -> None:
+    model = SleepingModel(batch)
+    dispatcher = Dispatcher(2, 100)
+    dispatchers.append(dispatcher)
+    for _ in range(5):
+        with pytest.raises(MemoryError):
+            dispatcher.submit(job(model, 0, encoded=(b"unlucky",))).result(SECONDS)
+    assert dispatcher.submit(job(model, 4)).result(SECONDS).outputs["doubled"].tolist() == [8]
+
+
+def test_what_is_forgotten_makes_room_at_once(dispatchers: list[Dispatcher]) -> None:
+    model = SleepingModel()
+    dispatcher = Dispatcher(1, 2)
+    dispatchers.append(dispatcher)
+    model.gate.clear()
+    first = job(model, 1)
+    dispatcher.submit(first)
+    until(lambda: dispatcher.waiting == 0)
+    waiting = [job(model, value) for value in (2, 3)]
+    for one in waiting:
+        dispatcher.submit(one)
+    assert dispatcher.full
+    assert dispatcher.forget(waiting[0])
+    assert not dispatcher.full
+    assert not dispatcher.forget(first)  # it has begun
+    dispatcher.submit(job(model, 4))
     model.gate.set()
-    assert futures[0].result(SECONDS).images == 1
+    assert waiting[1].future.result(SECONDS).outputs["doubled"].tolist() == [6]
+    assert waiting[0].future.cancelled()
+
+
+def test_a_request_that_no_batch_waits_for_is_not_held_up_by_one(dispatchers: list[Dispatcher]) -> None:
+    patient, other = SleepingModel(8), SleepingModel()
+    dispatcher = Dispatcher(3, 100, delay=SECONDS / 3)
+    dispatchers.append(dispatcher)
+    began = time.monotonic()
+    held = dispatcher.submit(job(patient, 1))
+    until(lambda: dispatcher.waiting == 0)
+    for value in range(50):
+        dispatcher.submit(job(other, value + 20)).result(SECONDS)
+    assert time.monotonic() - began < SECONDS / 3
+    assert not held.done()
+    dispatcher.close(SECONDS)
 
 
 def test_a_thousand_requests_from_many_threads_are_each_answered_once(dispatchers: list[Dispatcher]) -> None:

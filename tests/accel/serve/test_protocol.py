@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from tritonclient.utils import InferenceServerException
 from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
 from saccade.accel.results import ImageExplanation
+from saccade.accel.serve.request import InferenceRequest
+from saccade.accel.serve.work import make_work
 from saccade.contracts import MaskQuery, Uint8
 
 CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
@@ -342,7 +345,7 @@ def test_addresses_that_are_not_there_are_said(server: RunningServer) -> None:
         ("GET", "/v2/models/nobody", 404),
         ("GET", "/v2/models/tiny/versions/2", 404),
         ("DELETE", "/v2", 405),
-        ("GET", "/v2/models/tiny/infer", 404),
+        ("GET", "/v2/models/tiny/infer", 405),
     ):
         status, headers, body = server.ask(method, path)
         assert status == expected, path
@@ -393,6 +396,96 @@ def test_grpc_takes_typed_contents_too(server: RunningServer, engines: dict[str,
     raw = dict(zip((output.name for output in answer.outputs), answer.raw_output_contents, strict=True))
     expected = engines["classes"].run(images, np.array([[3]]))
     assert raw["mask"] == expected.mask.tobytes()
+
+
+def test_statistics_of_all_models_and_of_one(client: Client, protocol: str) -> None:
+    found = client.client.get_inference_statistics()
+    models = found["model_stats"] if protocol == "http" else found.model_stats
+    assert len(models) == 3
+    found = client.client.get_inference_statistics("tiny")
+    assert len(found["model_stats"] if protocol == "http" else found.model_stats) == 1
+
+
+def test_shared_memory_is_refused_in_words(client: Client) -> None:
+    tensor = client.module.InferInput("image", [1, 32, 32, 3], "UINT8")
+    tensor.set_shared_memory("region", 3072)
+    with pytest.raises(InferenceServerException, match="in shared memory, which this server has not"):
+        client.client.infer("tiny", [tensor])
+    output = client.module.InferRequestedOutput("mask")
+    output.set_shared_memory("region", 4096)
+    with pytest.raises(InferenceServerException, match="in shared memory, which this server has not"):
+        client.infer("tiny", [output], image=noise(1))
+
+
+def test_models_are_not_exchanged_by_clients_unless_the_server_allows_it(client: Client, protocol: str) -> None:
+    for change in (client.client.load_model, client.client.unload_model):
+        with pytest.raises(InferenceServerException, match="--model-control") as caught:
+            change("tiny")
+        assert {"http": "403", "grpc": "PERMISSION_DENIED"}[protocol] in str(caught.value.status())
+    assert client.client.is_model_ready("tiny")
+
+
+def test_pages_of_other_sites_are_refused(server: RunningServer) -> None:
+    body = {"inputs": [PIXELS]}
+    assert server.infer(body, headers={"Sec-Fetch-Site": "same-origin"})[0] == 200
+    status, answer = server.infer(body, headers={"Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"})
+    assert (status, "pages of other sites" in answer["error"]) == (403, True)
+
+
+def test_a_client_s_own_deadline_holds_while_it_waits(protocol: str, served_bundles: dict[str, Path]) -> None:
+    import time
+
+    from running_server import running
+
+    from saccade.accel.serve.config import ServeConfig
+
+    with running(served_bundles, ServeConfig(port=0, grpc_port=0, workers=1)) as busy:
+        model = busy.service.models.get("tiny")
+        client = Client(protocol, busy)
+        taken = client.client.get_server_metadata()
+        assert taken is not None
+        with model_held(busy):
+            began = time.monotonic()
+            with pytest.raises(InferenceServerException, match="which is all it may") as caught:
+                client.infer("tiny", image=noise(1), timeout=50_000)
+            assert time.monotonic() - began < 20  # and not when a thread comes by
+        assert {"http": "408", "grpc": "DEADLINE_EXCEEDED"}[protocol] in str(caught.value.status())
+        assert model is busy.service.models.get("tiny")
+        same(client.infer("tiny", image=noise(1)), model.engine.run(noise(1)))
+        client.client.close()
+
+
+@contextlib.contextmanager
+def model_held(server: RunningServer) -> Iterator[None]:
+    """Every thread of the server is busy until the block ends."""
+    import threading
+
+    from saccade.accel.serve.dispatcher import Job
+
+    release, started = threading.Event(), threading.Event()
+
+    class Stuck:
+        name, batch, lock = "stuck", 1, contextlib.nullcontext()
+
+        def decode(self, *arguments: object) -> list[Any]:
+            started.set()
+            assert release.wait(60)
+            raise RuntimeError("it was only in the way")
+
+    work = make_work(
+        InferenceRequest(inputs={"image": noise(1)}),
+        server.service.models.get("tiny").manifest,
+        server.service.models.get("tiny").outputs,
+        server.service.config,
+    )
+    future = server.service.dispatcher.submit(Job(Stuck(), work))  # type: ignore[arg-type]
+    assert started.wait(60)
+    try:
+        yield
+    finally:
+        release.set()
+        with pytest.raises(RuntimeError):
+            future.result(60)
 
 
 def test_metrics_count_what_happened(server: RunningServer) -> None:
