@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train:train",
     "export": "export:export",
     "verify": "verify:verify",
+    "deploy": "deploy:deploy",
     "bench": "bench:bench",
     "tune": "tune:tune",
     "evaluate": "evaluate:evaluate",
