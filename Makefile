@@ -17,7 +17,7 @@ lint: .venv/dev-installed
 	$(BIN)/mypy
 
 test-only: .venv/dev-installed .venv/triton-installed
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 benchmarks: .venv/dev-installed
 	$(BIN)/python benchmarks/cost.py

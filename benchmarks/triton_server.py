@@ -78,8 +78,9 @@ def wanted() -> list[str]:
 
 def installed(environment: Path = ENVIRONMENT) -> bool:
     """The environment is there and complete."""
-    file = environment / _DONE
-    return file.is_file() and file.read_text().split() == [_WHEEL, *wanted()]
+    return _read(environment / _DONE).split() == [_WHEEL, *wanted()] and _read(
+        environment / "backends" / "onnxruntime" / "model.py"
+    ) == _read(_BACKEND)
 
 
 def install(environment: Path = ENVIRONMENT) -> None:
@@ -151,6 +152,10 @@ def running_server(
         yield server
     finally:
         _stop(process)
+
+
+def _read(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
 
 
 def _files(environment: Path) -> Path:

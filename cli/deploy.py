@@ -85,18 +85,14 @@ def deploy() -> None:
 @click.option(
     "--queue-size",
     type=click.IntRange(1),
-    default=64,
-    show_default=True,
     metavar="N",
-    help="Requests that may wait; more are refused at once.",
+    help="Requests that may wait; more are refused at once. Batches requests on cpu as well. [default: any number]",
 )
 @click.option(
     "--queue-timeout",
     type=click.IntRange(1),
-    default=2000,
-    show_default=True,
     metavar="ms",
-    help="Refuse requests that waited longer.",
+    help="Refuse requests that waited longer. Batches requests on cpu as well. [default: never]",
 )
 @click.option("--no-warm-up", is_flag=True, help="Be ready before golden samples ran through the models.")
 @click.option(

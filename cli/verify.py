@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from .options import EngineOptions, Headers, any_json, bundle_argument, engine_o
 
 if TYPE_CHECKING:
     from ..accel.bundle import Bundle
-    from ..accel.graph_engine import GraphEngine
+    from ..accel.engine import Engine
 
 __all__ = ["verify"]
 
@@ -65,8 +67,8 @@ def verify(
     _refuse_the_others(context, _OF_ENGINES if server is not None else ("model", "headers"), server)
     opened = open_bundle(bundle)
     hashes = Check("files are unchanged", f"{len(opened.manifest.files)} hashes", "equal", True)
-    running = _asked(opened, server, model, headers, engine)
-    checks = [hashes, *verify_engine(running)]
+    with _asked(opened, server, model, headers, engine) as running:
+        checks = [hashes, *verify_engine(running)]
     passed = all(check.passed for check in checks)
     if as_json:
         where = {} if server is None else {"server": server}
@@ -77,16 +79,20 @@ def verify(
     return 0 if passed else 1
 
 
+@contextlib.contextmanager
 def _asked(
     bundle: Bundle, server: str | None, model: str | None, headers: tuple[tuple[str, str], ...], engine: EngineOptions
-) -> GraphEngine:
+) -> Iterator[Engine]:
+    """What is verified: an engine here, or a server's."""
     from ..accel.engines import open_engine
     from ..accel.oip_client import OipClient
     from ..accel.remote_engine import RemoteEngine
 
     if server is None:
-        return open_engine(bundle, **engine.settings(), check=False)  # type: ignore[return-value]
-    return RemoteEngine(bundle, OipClient(server, headers=dict(headers)), model=model, precision=engine.precision)
+        yield open_engine(bundle, **engine.settings(), check=False)
+        return
+    with contextlib.closing(OipClient(server, headers=dict(headers))) as client:
+        yield RemoteEngine(bundle, client, model=model, precision=engine.precision)
 
 
 def _refuse_the_others(context: click.Context, names: tuple[str, ...], server: str | None) -> None:

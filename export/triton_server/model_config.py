@@ -89,7 +89,8 @@ def graph_config(
     group.kind = group.KIND_CPU if settings.target == "cpu" else group.KIND_AUTO
     if plans:
         group.kind = group.KIND_GPU
-    _queue(config, settings, batching=settings.batching)
+    if settings.bounded or (settings.batching and config.max_batch_size):
+        _queue(config, settings)
     if settings.response_cache:
         config.response_cache.enable = True
     if warm_up:
@@ -121,7 +122,8 @@ def decoder_config(name: str, outputs: Sequence[GraphValue], settings: TritonSet
     config.backend = "python"
     group = config.instance_group.add()
     group.count, group.kind = settings.decoders or 1, group.KIND_CPU
-    _queue(config, settings, batching=False)
+    if settings.bounded:
+        _queue(config, settings)
     return config
 
 
@@ -239,19 +241,21 @@ def _type_number(dtype: str) -> int:
     return number
 
 
-def _queue(config: Any, settings: TritonSettings, *, batching: bool) -> None:
-    """A bounded queue, which Triton has in its dynamic batcher only; where batches hold one request, of size 1."""
+def _queue(config: Any, settings: TritonSettings) -> None:
+    """How requests wait. Nothing is set that was not asked for: a queue with a bound was seen to let requests wait half
+    a second for an idle instance (Triton 2.51).
+    """
     queue = config.dynamic_batching
-    if config.max_batch_size and not batching:
-        queue.preferred_batch_size.append(1)
-    elif config.max_batch_size:
+    queue.SetInParent()
+    if config.max_batch_size:
         queue.preferred_batch_size.extend(sorted(set(settings.preferred_batch_sizes)))
         queue.max_queue_delay_microseconds = settings.queue_delay
-    policy = queue.default_queue_policy
-    policy.max_queue_size = settings.queue_size
-    policy.default_timeout_microseconds = settings.queue_timeout * 1000
-    policy.timeout_action = policy.REJECT
-    policy.allow_timeout_override = True
+    if settings.bounded:
+        policy = queue.default_queue_policy
+        policy.max_queue_size = settings.queue_size or 0
+        policy.default_timeout_microseconds = (settings.queue_timeout or 0) * 1000
+        policy.timeout_action = policy.REJECT
+        policy.allow_timeout_override = True
 
 
 def _accelerate(config: Any, settings: TritonSettings) -> None:

@@ -37,8 +37,9 @@ class TritonSettings:
         decoders: processes that decode images; None for one per core of this machine, up to 8.
         preferred_batch_sizes: batches to wait for; empty for none in particular.
         queue_delay: microseconds that a request may wait for others to join its batch.
-        queue_size: requests that may wait; more are refused at once.
-        queue_timeout: milliseconds after which a request that still waits is refused.
+        queue_size: requests that may wait; more are refused at once. None for any number.
+        queue_timeout: milliseconds after which a request that still waits is refused; None for never. Triton has either
+            bound in its dynamic batcher only, so that requests are batched on processors as well.
         warm_up: run golden samples before the server says that it is ready.
         accelerator: ONNX Runtime runs the graph by TensorRT, which it compiles when the server starts.
         workspace: GiB that one kernel may take with it; None for the server's own limit.
@@ -58,8 +59,8 @@ class TritonSettings:
     decoders: int | None = None
     preferred_batch_sizes: tuple[int, ...] = ()
     queue_delay: int = 0
-    queue_size: int = 64
-    queue_timeout: int = 2000
+    queue_size: int | None = None
+    queue_timeout: int | None = None
     warm_up: bool = True
     accelerator: bool = False
     workspace: float | None = None
@@ -102,7 +103,12 @@ class TritonSettings:
     @property
     def batching(self) -> bool:
         """The server puts several requests into one batch."""
-        return self.target == "gpu" or bool(self.preferred_batch_sizes) or self.queue_delay > 0
+        return self.target == "gpu" or bool(self.preferred_batch_sizes) or self.queue_delay > 0 or self.bounded
+
+    @property
+    def bounded(self) -> bool:
+        """The queue has a bound, in requests or in time."""
+        return self.queue_size is not None or self.queue_timeout is not None
 
 
 def fitted(settings: TritonSettings, bundle: Bundle) -> TritonSettings:
