@@ -39,13 +39,13 @@ class OipClient:
     """
 
     def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, timeout: float = 120) -> None:
-        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         try:
+            parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
             port, host = parts.port, parts.hostname
         except ValueError:
-            host = port = None
-        if parts.scheme not in kinds or not host:
+            host = None
+        if not host or parts.scheme not in kinds:
             raise UsageError(f"'{url}' is no URL of a server; write for example http://localhost:8000")
         self.url = urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
         self._path = parts.path.rstrip("/")
