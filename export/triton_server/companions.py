@@ -25,12 +25,15 @@ _MEANING = {
 }
 
 
-def write_companions(repository: Path, bundle: Bundle, settings: TritonSettings, storage_uri: str | None) -> None:
+def write_companions(
+    repository: Path, bundle: Bundle, explainer: str, settings: TritonSettings, storage_uri: str | None
+) -> None:
     """Write README, client and manifest; those that are there are written again, for all models of the repository.
 
     Args:
         repository: with its models in place.
         bundle: one of its bundles, for examples.
+        explainer: the bundle's model.
         settings: with which it was deployed.
         storage_uri: where KServe will find it; None leaves a placeholder.
 
@@ -42,7 +45,7 @@ def write_companions(repository: Path, bundle: Bundle, settings: TritonSettings,
     write_whole(repository / "inference_service.yaml", _manifest(repository, settings, storage_uri).encode())
     if ensembles:
         write_whole(repository / "client.py", inspect.getsource(client).encode())
-    write_whole(repository / "README.md", _readme(models, ensembles, bundle, settings).encode())
+    write_whole(repository / "README.md", _readme(models, ensembles, bundle, explainer, settings).encode())
 
 
 def _models(repository: Path) -> dict[str, Any]:
@@ -86,11 +89,12 @@ def _single(settings: TritonSettings) -> bool:
     return settings.target == "gpu" and settings.precision == "fp32"
 
 
-def _readme(models: dict[str, Any], ensembles: list[str], bundle: Bundle, settings: TritonSettings) -> str:
+def _readme(
+    models: dict[str, Any], ensembles: list[str], bundle: Bundle, explainer: str, settings: TritonSettings
+) -> str:
     gpu = "--gpus all " if settings.target == "gpu" else ""
     gpu += "-e NVIDIA_TF32_OVERRIDE=0 " if _single(settings) else ""
     image = "saccade-triton" if ensembles else _IMAGE
-    explainer = next(name for name, config in models.items() if config.parameters[ROLE].string_value == "explainer")
     plans = bundle.manifest.plans if settings.format == "tensorrt" else {}
     versions = sorted({plan.version for plan in plans.values()})
     runtime = (
@@ -116,16 +120,19 @@ def _readme(models: dict[str, Any], ensembles: list[str], bundle: Bundle, settin
             "The decoder needs Pillow, which Triton's image lacks:\n\n```console\n"
             f"printf 'FROM {_IMAGE}\\nRUN pip install pillow\\n' | docker build -t {image} -\n```\n"
         )
+    ports = [f"-p 127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002)]
+    compiled = f"-v saccade-engines:{settings.engine_cache} " if settings.engine_cache else ""
     cache = " --cache-config=local,size=1073741824" if settings.response_cache else ""
     parts.append(
-        f"```console\ndocker run --rm {gpu}--shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002 \\\n"
-        f'  -v "$PWD":/models:ro {image} tritonserver --model-repository=/models{cache}\n```\n'
+        f"```console\ndocker run --rm {gpu}--shm-size=1g {' '.join(ports)} \\\n"
+        f'  -v "$PWD":/models:ro {compiled}{image} tritonserver --model-repository=/models{cache}\n```\n'
     )
     if settings.accelerator:
         parts.append("The first start takes minutes: TensorRT compiles the graphs while they warm up.\n")
     parts.append("## Ask\n")
     if ensembles:
-        one = ensembles[0]
+        own = f"{explainer}_from_bytes"
+        one = own if own in ensembles else ensembles[0]
         parts.append(
             "```console\npip install 'tritonclient[http]' numpy pillow\n"
             f"python client.py photo.jpg --model {one} --out explained\n```\n\n"

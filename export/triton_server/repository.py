@@ -93,7 +93,7 @@ def deploy(
         with _beside(repository) as stage:
             written = [_write(stage, bundle, model, settings.version) for bundle, model in made]
             _move_in(stage, repository, names, settings.version, new_version=new_version)
-        write_companions(repository, made[0][0], settings, storage_uri)
+        write_companions(repository, made[0][0], made[0][1].name, settings, storage_uri)
     except OSError as error:
         raise OutputError(
             f"cannot write the model repository '{repository}': {error.strerror or error}; choose another --repository"
