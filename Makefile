@@ -16,8 +16,8 @@ lint: .venv/dev-installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test-only: .venv/dev-installed
-	$(BIN)/pytest -n 2
+test-only: .venv/dev-installed .venv/triton-installed
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 benchmarks: .venv/dev-installed
 	$(BIN)/python benchmarks/cost.py
@@ -33,6 +33,11 @@ benchmarks: .venv/dev-installed
 .venv/dev-installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e '.[dev]'
 	touch $@ .venv/demo-installed
+
+# NVIDIA Triton Inference Server, in an environment of its own; on other systems than Linux on x86-64 it says why not.
+.venv/triton-installed: .venv/dev-installed benchmarks/triton_server.py benchmarks/triton_onnxruntime_backend.py
+	$(BIN)/python benchmarks/triton_server.py --install
+	touch $@
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

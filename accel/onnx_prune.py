@@ -9,17 +9,36 @@ onnx.proto3, ModelProto and GraphProto.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from ..errors import BundleError
 
-__all__ = ["output_names", "prune_onnx"]
+__all__ = ["GraphValue", "graph_values", "output_names", "prune_onnx"]
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
 _NODE_INPUT, _NODE_OUTPUT, _NODE_ATTRIBUTE = 1, 2, 5
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
-_INITIALIZER_NAME, _VALUE_NAME = 8, 1
+_INITIALIZER_NAME, _VALUE_NAME, _VALUE_TYPE = 8, 1, 2
+_TYPE_TENSOR, _TENSOR_ELEMENTS, _TENSOR_SHAPE = 1, 1, 2
+_SHAPE_SIZE, _SIZE_VALUE, _SIZE_NAME = 1, 1, 2
 _LENGTH_DELIMITED = 2
+_ELEMENTS = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+
+
+@dataclass(frozen=True)
+class GraphValue:
+    """An input or output of a graph.
+
+    Attributes:
+        name: of it.
+        dtype: of its elements, as NumPy calls it.
+        shape: whole numbers, and names of what is open, such as ``"batch"``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
 
 
 def prune_onnx(model: bytes, outputs: Sequence[str]) -> bytes:
@@ -59,6 +78,41 @@ def output_names(model: bytes) -> list[str]:
         for number, _, payload in _fields(graph)
         if number == _GRAPH_OUTPUT
     ]
+
+
+def graph_values(model: bytes) -> tuple[list[GraphValue], list[GraphValue]]:
+    """Inputs and outputs of a serialized ModelProto, in order.
+
+    Raises:
+        BundleError: the file is damaged, or a value is no tensor of a known shape and type.
+    """
+    inputs, outputs = list[GraphValue](), list[GraphValue]()
+    for number, _, graph in _fields(memoryview(model)):
+        if number == _MODEL_GRAPH:
+            for field, _, payload in _fields(graph):
+                if field in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+                    (inputs if field == _GRAPH_INPUT else outputs).append(_value(payload))
+    return inputs, outputs
+
+
+def _value(value: memoryview) -> GraphValue:
+    name = _text(value, _VALUE_NAME)
+    tensor = _inside(_inside(value, _VALUE_TYPE), _TYPE_TENSOR)
+    elements = _ELEMENTS.get(_number(tensor, _TENSOR_ELEMENTS) or 0)
+    if elements is None or not any(number == _TENSOR_SHAPE for number, _, _ in _fields(tensor)):
+        raise BundleError(f"the graph's '{name}' is not a tensor of a known shape and type")
+    sizes = [payload for number, _, payload in _fields(_inside(tensor, _TENSOR_SHAPE)) if number == _SHAPE_SIZE]
+    shape = tuple(_text(size, _SIZE_NAME) or (_number(size, _SIZE_VALUE) or 0) for size in sizes)
+    return GraphValue(name, elements, shape)
+
+
+def _inside(message: memoryview, field: int) -> memoryview:
+    """The message in a field, or an empty one."""
+    return next((payload for number, _, payload in _fields(message) if number == field), memoryview(b""))
+
+
+def _number(message: memoryview, field: int) -> int | None:
+    return next((_read_varint(payload, 0)[0] for number, _, payload in _fields(message) if number == field), None)
 
 
 def _prune_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train:train",
     "export": "export:export",
     "verify": "verify:verify",
+    "deploy": "deploy:deploy",
     "bench": "bench:bench",
     "tune": "tune:tune",
     "evaluate": "evaluate:evaluate",

@@ -16,6 +16,7 @@ __all__ = [
     "BatchSizes",
     "Box",
     "EngineOptions",
+    "Headers",
     "ImageSize",
     "Names",
     "ProviderOption",
@@ -176,6 +177,21 @@ class ProviderOption(click.ParamType):  # type: ignore[type-arg]  # generic only
         if not found:
             self.fail(f"'{value}' is not PROVIDER.KEY=VALUE; write for example cuda.enable_cuda_graph=1", param, ctx)
         return found[1], found[2], found[3]
+
+
+class Headers(click.ParamType):  # type: ignore[type-arg]  # as above
+    """An HTTP header as ``Name: value``."""
+
+    name = "header"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Take it apart."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x20-\x7e]*)", str(value))
+        if not found:
+            self.fail(f"'{value}' is not NAME: VALUE; write for example 'Authorization: Bearer …'", param, ctx)
+        return found[1], found[2]
 
 
 class BatchSizes(click.ParamType):  # type: ignore[type-arg]  # as above
