@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,6 +20,7 @@ from .http_body import Bodies
 from .http_response import json_bytes, response_parts
 from .metrics import CONTENT_TYPE
 from .model import VERSION, ServedModel
+from .page import PAGE_PREFIX, page_routes
 from .service import Service
 
 __all__ = ["make_app"]
@@ -38,7 +38,7 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
     pages = _Pages(service)
     model = "/v2/models/{model}"
     routes: list[BaseRoute] = [
-        Route("/", pages.playground),
+        *page_routes(),
         Route("/v2", pages.server),
         Route("/v2/health/live", pages.live),
         Route("/v2/health/ready", pages.ready),
@@ -51,6 +51,7 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
                 ("/config", pages.config),
                 ("/stats", pages.stats),
                 ("/card", pages.card),
+                ("/samples/{index:int}", pages.sample),
             )
         ),
         Route("/v2/models/stats", pages.all_stats),
@@ -69,7 +70,7 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
             await starlette(scope, receive, send)
             return
         path: str = scope["path"]
-        if path not in _OPEN and not service.allowed(_shown_key(scope)):
+        if path not in _OPEN and not path.startswith(PAGE_PREFIX) and not service.allowed(_shown_key(scope)):
             await _json({"error": "this server wants an API key: Authorization: Bearer KEY"}, 401)(scope, receive, send)
             return
         if path.endswith("/infer") and scope["method"] == "POST" and (named := _model_of(path)) is not None:
@@ -142,10 +143,6 @@ class _Pages:
     def _model(self, request: Request) -> ServedModel:
         return self.service.models.get(request.path_params["model"], request.path_params.get("version"))
 
-    async def playground(self, request: Request) -> Response:
-        page = files(__package__).joinpath("playground.html").read_bytes()
-        return Response(page, media_type="text/html", headers=_PAGE_HEADERS)
-
     async def server(self, request: Request) -> Response:
         return _json(self.service.server_metadata())
 
@@ -174,6 +171,12 @@ class _Pages:
     async def card(self, request: Request) -> Response:
         return _json(self._model(request).card())
 
+    async def sample(self, request: Request) -> Response:
+        model, index = self._model(request), request.path_params["index"]
+        if index >= len(model.samples):
+            raise HTTPException(404)
+        return Response(model.sample_png(index), media_type="image/png")
+
     async def index(self, request: Request) -> Response:
         return _json(
             [
@@ -192,15 +195,6 @@ class _Pages:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self.service.metrics.page(), media_type=CONTENT_TYPE)
-
-
-_PAGE_HEADERS = {
-    # the page is whole: it takes nothing from elsewhere, and asks this server only
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 
 
 def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

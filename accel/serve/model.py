@@ -24,13 +24,14 @@ from ..results import ImageExplanation
 from .config import Limits
 from .errors import BadRequest, TooLarge
 from .tensors import Tensor, datatype_of
-from .work import ENCODED, MASKS, Work
+from .work import ENCODED, MASKS, MODEL_IMAGE, Work
 
 __all__ = ["FORMATS", "VERSION", "Answer", "ServedModel"]
 
 VERSION = "1"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # decoders that strangers' files may reach
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino", "tensorrt": "tensorrt_plan"}
+_SAMPLES = 8
 _PAIRS = 5  # of calls, that tell the cost in forwards
 
 Outputs = dict[str, Tensor]
@@ -61,6 +62,7 @@ class ServedModel:
     Attributes:
         forwards: the cost of prediction and explanation in units of the prediction, measured as it was loaded.
         outputs: datatypes of what it can give, by name.
+        samples: a few of the bundle's golden images, for people who have none at hand; uint8 (N, H, W, 3).
         digest: of the bundle's manifest, to notice another one.
     """
 
@@ -74,6 +76,7 @@ class ServedModel:
         self.lock: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if engine.concurrent and batch == 1 else threading.Lock()
         )
+        self.samples: Uint8 = engine.bundle.golden.images[:_SAMPLES].copy()
         first, self.forwards = self._warm_up()
         self._shapes: dict[str, list[int]] = {
             "probabilities": [-1, len(self.manifest.class_names)],
@@ -84,13 +87,16 @@ class ServedModel:
             "overlay_png": [-1, -1],
             "explained": [-1],
         }
+        if not self.manifest.any_size:
+            self._shapes[MODEL_IMAGE] = [-1, *self.manifest.image.size, 3]
         kinds = {"target_class": "INT64", "mask_png": "BYTES", "overlay_png": "BYTES", "explained": "BOOL"}
+        kinds[MODEL_IMAGE] = "UINT8"
         self.outputs = {name: kinds.get(name, "FP32") for name in self._shapes}
         self.outputs |= {name: datatype_of(values) for name, values in first.diagnostics.items()}
 
     def _warm_up(self) -> tuple[Explanation, float]:
         """The first answers, which make what the engine makes when first needed, and the cost in forwards."""
-        image = self.engine.bundle.golden.images[:1]
+        image = self.samples[:1]
         first, ratios = self.engine.run(image), []
         self.engine.probabilities(image)
         if self.manifest.parts > 1:  # its file may be another one later
@@ -148,7 +154,12 @@ class ServedModel:
             "engine": self.engine.name,
             "precision": self.engine.precision,
             "forwards": round(self.forwards, 3),
+            "samples": len(self.samples),
         }
+
+    def sample_png(self, index: int) -> bytes:
+        """A sample as a PNG file."""
+        return _png(Image.fromarray(self.samples[index]))
 
     def decode(self, work: Work) -> list[Uint8]:
         """The images of a request as they came, uint8 (H, W, 3) each; resized to the model's size unless the request
@@ -187,13 +198,15 @@ class ServedModel:
         target = None if all(work.target is None for work in works) else np.concatenate([_target(w) for w in works])
         explained, found = self._run(images, target, first)
         answers, start, row = [], 0, 0
-        for work, originals in zip(works, decoded, strict=True):
+        for work, originals, sized in zip(works, decoded, groups, strict=True):
             stop = start + work.count
             rows = slice(row, row + int(explained[start:stop].sum()))
             outputs: Outputs = {"explained": explained[start:stop]}
             for name, values in found.items():
                 outputs[name] = values[rows] if name not in ("probabilities", "target_class") else values[start:stop]
             self._add_pictures(work, originals, outputs)
+            if any(output.name == MODEL_IMAGE for output in work.outputs):
+                outputs[MODEL_IMAGE] = np.stack(sized)
             given = {output.name: outputs[output.name] for output in work.outputs}
             answers.append(Answer(given, rows.stop - rows.start))
             start, row = stop, rows.stop
@@ -239,7 +252,7 @@ class ServedModel:
         masks = query.parts or len(query.areas or self.manifest.areas) or 1
         shape = (0, *several, height, width) if several else (0, masks, height, width)
         empty: Outputs = {"mask": np.zeros(shape, dtype=np.float32)}
-        usual = ("probabilities", "target_class", "explained", *MASKS)
+        usual = ("probabilities", "target_class", "explained", MODEL_IMAGE, *MASKS)
         return empty | {name: np.zeros((0, *several), np.float32) for name in self.outputs if name not in usual}
 
     def _add_pictures(self, work: Work, originals: list[Uint8], outputs: Outputs) -> None:
