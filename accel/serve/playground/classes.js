@@ -10,6 +10,7 @@ const FEW = 12; // classes that need no search
  * onChoose(classes): which classes to explain, at most two; null stands for the predicted one.
  */
 export class Classes {
+  #card = document.getElementById("classes");
   #bars = document.getElementById("bars");
   #note = document.getElementById("classes-note");
   #onChoose;
@@ -31,9 +32,21 @@ export class Classes {
     });
   }
 
-  /** Explain the predicted class. */
-  reset() {
+  /** Another image, of which nothing is known yet: its predicted class is to be explained. */
+  begin() {
     this.#chosen = [null];
+    this.#show();
+    this.#card.classList.add("old");
+  }
+
+  /** There is no answer. */
+  forget() {
+    this.#probabilities = null;
+    this.#search.answered(null);
+    this.#bars.replaceChildren();
+    document.getElementById("predicted").textContent = "–";
+    document.getElementById("probability").textContent = "";
+    this.#card.classList.remove("old");
   }
 
   get chosen() {
@@ -53,6 +66,9 @@ export class Classes {
 
   /** What a model answered. */
   answered(probabilities) {
+    this.#card.classList.remove("old");
+    const known = this.#probabilities;
+    if (known?.length === probabilities.length && known.every((share, index) => share === probabilities[index])) return;
     this.#probabilities = probabilities;
     this.#search.answered(probabilities);
     this.#show();

@@ -3,6 +3,8 @@
 import { percent } from "./panel.js";
 
 const RESOLUTIONS = [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024];
+const MOVING = 512; // pixels of a mask, at most, as long as a slider moves
+const RESTS = 250; // ms after which it does not
 const WORDS = { overlay: "Overlay", mask: "Mask", kept: "What is kept" };
 const element = (id) => document.getElementById(id);
 
@@ -32,12 +34,18 @@ export class Look {
 /** Which masks are asked for where a bundle holds them as functions. onChange(): ask again. */
 export class Query {
   #range = [0.01, 0.9];
+  #moving = 0;
 
   constructor(onChange) {
     const resolution = element("resolution");
     Object.assign(resolution, { min: 0, max: RESOLUTIONS.length - 1, value: RESOLUTIONS.indexOf(256) });
     for (const id of ["area", "resolution", "parts"]) {
       element(id).addEventListener("input", () => {
+        clearTimeout(this.#moving);
+        this.#moving = setTimeout(() => {
+          this.#moving = 0;
+          onChange();
+        }, RESTS);
         this.#tell();
         onChange();
       });
@@ -73,14 +81,20 @@ export class Query {
     element("area").value = Math.round((element("area").max * Math.log(area / low)) / Math.log(high / low));
   }
 
+  /** Masks without a common pixel that a model is asked for. */
+  parts(card) {
+    return Math.min(card.parts, Number(element("parts").value));
+  }
+
   /** What to ask a model, {area, parameters}. */
-  of({ areas, parts, mask_size: [height, width] }) {
-    if (!areas.length) return { area: null, parameters: {} };
-    const longest = RESOLUTIONS[element("resolution").value];
+  of(card) {
+    const [height, width] = card.mask_size;
+    if (!card.areas.length) return { area: null, parameters: {} };
+    const longest = Math.min(RESOLUTIONS[element("resolution").value], this.#moving ? MOVING : Infinity);
     const scale = longest / Math.max(height, width);
     const size = `${Math.max(1, Math.round(height * scale))}x${Math.max(1, Math.round(width * scale))}`;
-    const wanted = Math.min(parts, Number(element("parts").value));
-    return { area: this.area, parameters: { size, ...(wanted > 1 && { parts: wanted }) } };
+    const parts = this.parts(card);
+    return { area: this.area, parameters: { size, ...(parts > 1 && { parts }) } };
   }
 
   #tell() {

@@ -33,14 +33,19 @@ export class Photo {
     this.height = height;
   }
 
-  /** Red, green, blue, opaque, at a size. */
-  pixels(width, height) {
+  /** At a size: `rgba`, and `grey`, a little lighter where it is dark, to lay colours on. */
+  at(width, height) {
     const size = `${width}x${height}`;
     if (!this.#drawn.has(size)) {
       if (this.#drawn.size > 3) this.#drawn.clear();
-      const context = new OffscreenCanvas(width, height).getContext("2d");
+      const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
       this.paint(context, width, height);
-      this.#drawn.set(size, context.getImageData(0, 0, width, height).data);
+      const rgba = context.getImageData(0, 0, width, height).data;
+      const grey = new Float32Array(width * height);
+      for (let index = 0, at = 0; index < grey.length; index++, at += 4) {
+        grey[index] = (0.299 * rgba[at] + 0.587 * rgba[at + 1] + 0.114 * rgba[at + 2]) * 0.85 + 12;
+      }
+      this.#drawn.set(size, { rgba, grey });
     }
     return this.#drawn.get(size);
   }
@@ -71,96 +76,105 @@ export function seenBox({ size, resize, crop }, height, width) {
  */
 export function draw(canvas, photo, masks, box, { view, strength, line, colours }) {
   const { width, height } = canvas;
-  const source = photo.pixels(width, height);
+  const source = photo.at(width, height);
   const place = {
     left: Math.round((box.left / photo.width) * width),
     right: Math.round((box.right / photo.width) * width),
     top: Math.round((box.top / photo.height) * height),
     bottom: Math.round((box.bottom / photo.height) * height),
   };
-  const layers = layersOf(masks, Math.max(1, place.bottom - place.top), Math.max(1, place.right - place.left));
-  const paint = layers.length > 1 ? partsPainter(layers, view) : maskPainter(layers[0], view, colours);
+  const layers = layersOf(masks, place.bottom - place.top, place.right - place.left);
   const image = new ImageData(width, height);
-  const target = image.data;
-  const columns = place.right - place.left;
-  const mixed = [0, 0, 0];
-  for (let y = 0, at = 0; y < height; y++) {
-    const seen = y >= place.top && y < place.bottom;
-    const row = (y - place.top) * columns - place.left;
-    for (let x = 0; x < width; x++, at += 4) {
-      const red = source[at], green = source[at + 1], blue = source[at + 2];
-      const grey = (0.299 * red + 0.587 * green + 0.114 * blue) * 0.85 + 12;
-      if (seen && x >= place.left && x < place.right) {
-        paint(row + x, red, green, blue, grey, mixed);
-      } else {
-        mixed.fill(view === "overlay" ? grey * OUTSIDE : 0);
-      }
-      target[at] = red + strength * (mixed[0] - red);
-      target[at + 1] = green + strength * (mixed[1] - green);
-      target[at + 2] = blue + strength * (mixed[2] - blue);
-      target[at + 3] = 255;
-    }
-  }
-  if (view === "overlay" && strength > 0) {
+  const drawn = image.data;
+  new Uint32Array(drawn.buffer).fill(0xff000000); // black, opaque
+  if (view === "overlay") dim(drawn, source, width, place);
+  if (view === "kept") keep(drawn, source, width, layers, place);
+  else if (layers.length > 1) paintParts(drawn, source, width, layers, place, view);
+  else if (view === "mask") paintMask(drawn, width, layers[0], place, colours);
+  else paintOverlay(drawn, source, width, layers[0], place, colours);
+  if (view === "overlay") {
     layers.forEach((mask, index) => {
-      const colour = layers.length > 1 ? partColour(index) : [255, 255, 255];
-      outline(target, width, mask, place, line, colour, strength);
+      outline(drawn, width, mask, place, line, layers.length > 1 ? partColour(index) : [255, 255, 255]);
     });
+  }
+  if (strength < 1) {
+    const { rgba } = source;
+    for (let at = 0; at < drawn.length; at++) drawn[at] = rgba[at] + strength * (drawn[at] - rgba[at]);
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** The colours of one mask at one pixel, by view. */
-function maskPainter(mask, view, colours) {
-  if (view === "kept") {
-    return (index, red, green, blue, grey, mixed) => {
-      const kept = mask[index];
-      mixed[0] = red * kept;
-      mixed[1] = green * kept;
-      mixed[2] = blue * kept;
-    };
-  }
-  if (view === "mask") {
-    return (index, red, green, blue, grey, mixed) => {
-      const colour = 3 * Math.round(mask[index] * 255);
-      for (let channel = 0; channel < 3; channel++) mixed[channel] = colours[colour + channel];
-    };
-  }
-  const opacities = Float32Array.from({ length: 256 }, (_, level) => 0.75 * (level / 255) ** 0.7);
-  return (index, red, green, blue, grey, mixed) => {
-    const level = Math.round(mask[index] * 255);
-    const opacity = opacities[level];
-    const light = 0.55 + (0.45 * grey) / 255; // the photograph's light and shade stay visible under the colour
-    for (let channel = 0; channel < 3; channel++) {
-      mixed[channel] = grey + opacity * (colours[3 * level + channel] * light - grey);
+/** What the model does not see, in dark grey. */
+function dim(drawn, { grey }, width, { left, right, top, bottom }) {
+  for (let y = 0, index = 0; index < grey.length; y++) {
+    for (let x = 0; x < width; x++, index++) {
+      if (x === left && y >= top && y < bottom) {
+        x += right - left;
+        index += right - left;
+        if (x >= width) break;
+      }
+      drawn[4 * index] = drawn[4 * index + 1] = drawn[4 * index + 2] = OUTSIDE * grey[index];
     }
-  };
+  }
 }
 
-/** The colours of several masks at one pixel, each mask in one of its own. */
-function partsPainter(layers, view) {
-  return (index, red, green, blue, grey, mixed) => {
-    if (view === "kept") {
-      const kept = Math.max(...layers.map((mask) => mask[index]));
-      mixed[0] = red * kept;
-      mixed[1] = green * kept;
-      mixed[2] = blue * kept;
-      return;
+function paintOverlay(drawn, { grey }, width, mask, { left, right, top, bottom }, colours) {
+  const opacities = Float32Array.from({ length: 256 }, (_, level) => 0.75 * (level / 255) ** 0.7);
+  for (let y = top, index = 0; y < bottom; y++) {
+    for (let pixel = y * width + left, end = pixel + right - left; pixel < end; pixel++, index++) {
+      const level = (mask[index] * 255 + 0.5) | 0;
+      const opacity = opacities[level];
+      const ground = grey[pixel];
+      const light = opacity * (0.55 + (0.45 * ground) / 255); // light and shade stay visible under the colour
+      const rest = (1 - opacity) * ground;
+      drawn[4 * pixel] = rest + light * colours[3 * level];
+      drawn[4 * pixel + 1] = rest + light * colours[3 * level + 1];
+      drawn[4 * pixel + 2] = rest + light * colours[3 * level + 2];
     }
-    mixed.fill(view === "mask" ? 0 : grey);
-    const light = view === "mask" ? 1 : 0.55 + (0.45 * grey) / 255;
-    layers.forEach((mask, part) => {
-      const opacity = (view === "mask" ? 1 : 0.6) * mask[index];
-      const colour = partColour(part);
+  }
+}
+
+function paintMask(drawn, width, mask, { left, right, top, bottom }, colours) {
+  for (let y = top, index = 0; y < bottom; y++) {
+    for (let pixel = y * width + left, end = pixel + right - left; pixel < end; pixel++, index++) {
+      const level = 3 * ((mask[index] * 255 + 0.5) | 0);
+      drawn[4 * pixel] = colours[level];
+      drawn[4 * pixel + 1] = colours[level + 1];
+      drawn[4 * pixel + 2] = colours[level + 2];
+    }
+  }
+}
+
+/** Several masks, each in a colour of its own. */
+function paintParts(drawn, { grey }, width, layers, { left, right, top, bottom }, view) {
+  const alone = view === "mask";
+  for (let y = top, index = 0; y < bottom; y++) {
+    for (let pixel = y * width + left, end = pixel + right - left; pixel < end; pixel++, index++) {
+      const ground = alone ? 0 : grey[pixel];
+      const light = alone ? 1 : 0.55 + (0.45 * ground) / 255;
       for (let channel = 0; channel < 3; channel++) {
-        mixed[channel] += opacity * (colour[channel] * light - mixed[channel]);
+        let value = ground;
+        for (let part = 0; part < layers.length; part++) {
+          value += (alone ? 1 : 0.6) * layers[part][index] * (partColour(part)[channel] * light - value);
+        }
+        drawn[4 * pixel + channel] = value;
       }
-    });
-  };
+    }
+  }
+}
+
+function keep(drawn, { rgba }, width, layers, { left, right, top, bottom }) {
+  for (let y = top, index = 0; y < bottom; y++) {
+    for (let pixel = y * width + left, end = pixel + right - left; pixel < end; pixel++, index++) {
+      let kept = 0;
+      for (const mask of layers) if (mask[index] > kept) kept = mask[index];
+      for (let at = 4 * pixel; at < 4 * pixel + 3; at++) drawn[at] = rgba[at] * kept;
+    }
+  }
 }
 
 /** A line just inside of where a mask is above one half. */
-function outline(target, width, mask, place, line, colour, strength) {
+function outline(drawn, width, mask, place, line, colour) {
   const columns = place.right - place.left;
   const rows = place.bottom - place.top;
   for (let y = 0; y < rows; y++) {
@@ -170,9 +184,7 @@ function outline(target, width, mask, place, line, colour, strength) {
       const before = here + Math.max(0, x - line), after = here + Math.min(columns - 1, x + line);
       if (mask[up + x] > 0.5 && mask[down + x] > 0.5 && mask[before] > 0.5 && mask[after] > 0.5) continue;
       const at = 4 * ((y + place.top) * width + x + place.left);
-      for (let channel = 0; channel < 3; channel++) {
-        target[at + channel] += strength * (colour[channel] - target[at + channel]);
-      }
+      for (let channel = 0; channel < 3; channel++) drawn[at + channel] = colour[channel];
     }
   }
 }
@@ -184,24 +196,26 @@ const layersOf = ({ values, shape: [count, height, width] }, rows, columns) =>
 
 /** Values (height × width) at another size, bilinear, antialiased where it is smaller. */
 export function resample(values, height, width, rows, columns) {
-  const across = height * columns;
-  const wide = new Float32Array(across);
-  taps(width, columns).forEach(({ first, weights }, x) => {
-    for (let y = 0; y < height; y++) {
+  const wide = new Float32Array(height * columns);
+  const across = taps(width, columns);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < columns; x++) {
+      const { first, weights } = across[x];
       let sum = 0;
       for (let tap = 0; tap < weights.length; tap++) sum += weights[tap] * values[y * width + first + tap];
       wide[y * columns + x] = sum;
     }
-  });
+  }
   const result = new Float32Array(rows * columns);
   taps(height, rows).forEach(({ first, weights }, y) => {
-    const row = y * columns;
-    weights.forEach((weight, tap) => {
+    const row = result.subarray(y * columns, (y + 1) * columns);
+    for (let tap = 0; tap < weights.length; tap++) {
+      const weight = weights[tap];
       const from = (first + tap) * columns;
-      for (let x = 0; x < columns; x++) result[row + x] += weight * wide[from + x];
-    });
+      for (let x = 0; x < columns; x++) row[x] += weight * wide[from + x];
+    }
+    for (let x = 0; x < columns; x++) row[x] = Math.min(1, Math.max(0, row[x]));
   });
-  for (let index = 0; index < result.length; index++) result[index] = Math.min(1, Math.max(0, result[index]));
   return result;
 }
 
@@ -213,10 +227,11 @@ function taps(from, to) {
     const centre = (pixel + 0.5) * scale;
     const first = Math.max(0, Math.floor(centre - reach + 0.5));
     const last = Math.min(from, Math.floor(centre + reach + 0.5));
-    const weights = Array.from({ length: last - first }, (_, tap) =>
-      Math.max(0, 1 - Math.abs((first + tap + 0.5 - centre) / reach)),
-    );
-    const sum = weights.reduce((total, weight) => total + weight, 0);
+    const weights = new Float32Array(last - first);
+    let sum = 0;
+    for (let tap = 0; tap < weights.length; tap++) {
+      sum += weights[tap] = Math.max(0, 1 - Math.abs((first + tap + 0.5 - centre) / reach));
+    }
     return { first, weights: weights.map((weight) => weight / sum) };
   });
 }

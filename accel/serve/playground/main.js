@@ -75,23 +75,21 @@ class Explainer {
       const { probabilities, target_class: target, mask, model_image: seen } = answer.outputs;
       if (seen) this.#seen = { image: wish.image, pixels: seen };
       if (this === lead()) classes.answered(probabilities.data);
-      const [height, width] = mask.shape.slice(2);
-      const each = (mask.shape[1] / targets.length) * height * width;
-      await Promise.all(
-        panels.map((panel, index) =>
-          panel.show({
-            ...answer,
-            image: wish.image,
-            masks: {
-              values: mask.data.subarray(index * each, (index + 1) * each),
-              shape: [mask.shape[1] / targets.length, height, width],
-            },
-            probabilities: probabilities.data,
-            target: target.data[Math.min(index, target.data.length - 1)],
-            wanted: this.card.class_specific ? targets[index] : wish.chosen[0],
-            area: wish.area,
-          }),
-        ),
+      const [, masks, height, width] = mask.shape;
+      const count = masks / targets.length; // of each panel
+      panels.forEach((panel, index) =>
+        panel.show({
+          ...answer,
+          image: wish.image,
+          masks: {
+            values: mask.data.subarray(index * count * height * width, (index + 1) * count * height * width),
+            shape: [count, height, width],
+          },
+          probabilities: probabilities.data,
+          target: target.data[Math.min(index, target.data.length - 1)],
+          wanted: this.card.class_specific ? targets[index] : wish.chosen[0],
+          area: wish.area,
+        }),
       );
     });
     try {
@@ -130,6 +128,7 @@ class Explainer {
 
   #trouble(error, seconds) {
     if (seconds === null) this.#asked = "";
+    if (seconds === null && this === lead() && !this.panels.some((panel) => panel.answer)) classes.forget();
     if (error.status === 401) return wantKey();
     const text = error.message.replace(/\.$/, "");
     const said = seconds === null ? `${text}.` : `${text}; trying again …`;
@@ -154,6 +153,8 @@ function arrange() {
   const shown = element("panels");
   wanted.forEach((panel, index) => shown.children[index] !== panel && shown.insertBefore(panel, shown.children[index] ?? null));
   element("nothing").hidden = wanted.length > 0;
+  const coloured = look.now.view !== "kept" && ticked().some(({ card }) => query.parts(card) === 1);
+  element("scale").classList.toggle("idle", !coloured);
 }
 
 /** After another choice of models. */
@@ -166,7 +167,7 @@ function onModels() {
   ask();
 }
 
-async function useImage(file, name) {
+async function useImage(file, name, sample = null) {
   try {
     const [bytes, photo] = await Promise.all([file.arrayBuffer(), Photo.read(file)]);
     image = { name, bytes: new Uint8Array(bytes), photo };
@@ -183,7 +184,8 @@ async function useImage(file, name) {
   image.photo.paint(thumb.getContext("2d"), thumb.width, thumb.height);
   thumb.hidden = false;
   element("image-name").textContent = `${name}, ${image.photo.width} × ${image.photo.height}`;
-  classes.reset();
+  for (const button of element("samples").children) button.setAttribute("aria-pressed", button === sample);
+  classes.begin();
   ask({ drop: true });
 }
 
@@ -195,13 +197,14 @@ async function offerSamples(card) {
   const buttons = files.map((file, index) => {
     const button = Object.assign(document.createElement("button"), { type: "button" });
     const picture = Object.assign(new Image(48, 48), { src: URL.createObjectURL(file), alt: `Sample ${index + 1}` });
+    button.setAttribute("aria-pressed", "false");
     button.append(picture);
-    button.addEventListener("click", () => useImage(file, `sample ${index + 1}`));
+    button.addEventListener("click", () => useImage(file, `sample ${index + 1}`, button));
     return button;
   });
   for (const old of element("samples").querySelectorAll("img")) URL.revokeObjectURL(old.src);
   element("samples").replaceChildren(...buttons);
-  if (!image && files.length) await useImage(files[0], "sample 1");
+  if (!image && files.length) await useImage(files[0], "sample 1", buttons[0]);
 }
 
 function listModels(cards) {
@@ -287,6 +290,7 @@ async function start() {
     const cards = await modelCards();
     if (!cards.length) return trouble("No model is ready; load the page again later.");
     element("key-form").hidden = true;
+    document.body.classList.remove("starting");
     listModels(cards);
     trouble("");
     onModels();
@@ -305,6 +309,7 @@ element("key-form").addEventListener("submit", (event) => {
 });
 listenForImages();
 look = new Look(await colourTable(), () => {
+  arrange();
   for (const { panels } of explainers) for (const panel of panels) panel.redraw();
 });
 void start();

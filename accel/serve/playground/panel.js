@@ -22,7 +22,6 @@ export class Panel {
   #image = null;
   #look;
   #frame = 0;
-  #onDrawn = [];
 
   /** card: of the model. look(): how to draw, {view, strength, colours}. */
   constructor(card, look) {
@@ -42,7 +41,7 @@ export class Panel {
       const kind = target.closest("button")?.dataset.download;
       if (kind && this.#answer) download(kind, this.#answer, this.card);
     });
-    new ResizeObserver(() => this.redraw()).observe(this.element.querySelector(".frame"));
+    new ResizeObserver(() => this.redraw()).observe(this.#canvas);
   }
 
   get answer() {
@@ -55,7 +54,7 @@ export class Panel {
     this.#image = image;
     this.#answer = null;
     const { photo } = image;
-    this.element.querySelector(".frame").style.setProperty("--ratio", photo.width / photo.height);
+    this.#canvas.style.setProperty("--ratio", photo.width / photo.height);
     this.element.querySelector(".about").textContent = "";
     for (const number of this.element.querySelectorAll("dd")) number.textContent = "–";
     for (const button of this.element.querySelectorAll(".downloads button")) button.disabled = true;
@@ -68,31 +67,28 @@ export class Panel {
   say(text) {
     this.#veil.textContent = text;
     this.#veil.hidden = !text;
-    this.element.classList.toggle("old", Boolean(text));
   }
 
   /**
    * Show an explanation.
    * answer: {image, masks: {values, shape}, probabilities, target, wanted: class or null, area, queue, compute, trip}.
-   * Resolves when it is on the canvas.
    */
   show(answer) {
     this.#answer = answer;
     this.say("");
-    return new Promise((resolve) => {
-      this.#onDrawn.push(resolve);
-      this.redraw();
-    });
+    this.#drawNow(); // not with the next frame, so that it is seen in it
   }
 
+  /** Draw again in the next frame. */
   redraw() {
     if (!this.#frame) this.#frame = requestAnimationFrame(() => this.#drawNow());
   }
 
   #drawNow() {
+    cancelAnimationFrame(this.#frame);
     this.#frame = 0;
     const image = this.#image;
-    const shown = this.#canvas.parentElement.clientWidth;
+    const shown = this.#canvas.clientWidth;
     if (!image || !shown) return;
     const { photo } = image;
     const density = Math.min(2, devicePixelRatio || 1);
@@ -109,7 +105,6 @@ export class Panel {
     const line = Math.max(1, Math.round(width / shown));
     draw(this.#canvas, photo, this.#answer.masks, box, { ...this.#look(), line });
     this.#tell();
-    for (const resolve of this.#onDrawn.splice(0)) resolve();
   }
 
   #tell() {
@@ -118,7 +113,7 @@ export class Panel {
     const predicted = highest(probabilities);
     const areas = partAreas(masks);
     const numbers = {
-      area: areas.map((area) => percent(area)).join(" + "),
+      area: areas.map((area) => percent(area)).join(" + ").replaceAll(" % +", " +"),
       forwards: `${forwards.toFixed(2)} forwards`,
       compute: milliseconds(compute),
       queue: milliseconds(queue),
