@@ -149,11 +149,22 @@ function ask({ drop = false } = {}) {
 /** Bring the page in line with what is ticked and chosen. */
 function arrange() {
   for (const explainer of explainers) explainer.arrange();
-  const wanted = ticked().flatMap(({ panels }) => panels.map((panel) => panel.element));
+  const models = ticked();
+  const rows = Math.max(0, ...models.map(({ panels }) => panels.length));
+  const wanted = [];
+  for (let row = 0; row < rows; row++) {
+    models.forEach(({ panels }, column) => {
+      if (!panels[row]) return;
+      panels[row].place(row, column);
+      wanted.push(panels[row].element);
+    });
+  }
   const shown = element("panels");
+  shown.classList.toggle("paired", rows > 1 && models.length > 1);
+  shown.style.setProperty("--models", models.length);
   wanted.forEach((panel, index) => shown.children[index] !== panel && shown.insertBefore(panel, shown.children[index] ?? null));
   element("nothing").hidden = wanted.length > 0;
-  const coloured = look.now.view !== "kept" && ticked().some(({ card }) => query.parts(card) === 1);
+  const coloured = look.now.view !== "kept" && models.some(({ card }) => query.parts(card) === 1);
   element("scale").classList.toggle("idle", !coloured);
 }
 

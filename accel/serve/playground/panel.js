@@ -48,6 +48,12 @@ export class Panel {
     return this.#answer;
   }
 
+  /** Where it stands if the panels make a table. */
+  place(row, column) {
+    this.element.style.setProperty("--row", row + 1);
+    this.element.style.setProperty("--column", column + 1);
+  }
+
   /** A new image, of which nothing is known yet. */
   begin(image) {
     if (image === this.#image) return;

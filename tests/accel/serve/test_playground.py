@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
+from saccade.accel.image import resize_image
 from saccade.accel.overlay import draw_overlay
 from saccade.accel.serve.config import ServeConfig
 from saccade.contracts import Floats, ImageSpec, MaskQuery, Uint8
@@ -278,7 +279,8 @@ def test_another_class_gives_another_picture_and_two_stand_side_by_side(
     until(page, "document.querySelectorAll('.panel').length === 3")
     settled(page)
     assert [answer(page, panel)["target"]["index"] for panel in range(3)] == [fourth, order[0], order[0]]
-    assert "explains the predicted class only" in page.locator(".about").nth(2).inner_text()
+    assert page.locator(".panel h3").all_inner_texts() == ["classes", "tiny", "classes"]  # a row for each class
+    assert "explains the predicted class only" in page.locator(".about").nth(1).inner_text()
 
 
 def name_of_bar(page: Page, place: int) -> str:
@@ -569,3 +571,37 @@ def test_the_page_may_load_nothing_from_elsewhere(served: RunningServer) -> None
         assert "unsafe" not in policy
     assert served.ask("GET", "/playground/../page.py")[0] == 404
     assert served.ask("GET", "/v2/models/tiny/samples/99")[0] == 404
+
+
+@pytest.mark.parametrize("model", ["tiny", "many"])
+def test_the_image_as_the_model_sees_it_can_be_sent_in_the_files_place(
+    served: RunningServer, engines: dict[str, Engine], model: str
+) -> None:
+    image = photograph(150, 200)
+    inputs = [
+        {"name": "encoded_image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(png(image)).decode()]}
+    ]
+    outputs = [{"name": name} for name in ("model_image", "probabilities", "mask")]
+    status, first = served.infer({"inputs": inputs, "outputs": outputs}, model)
+    assert status == 200
+    seen, *found = first["outputs"]
+    spec = engines[model].bundle.manifest.image
+    expected = resize_image(image, spec)
+    assert seen["datatype"] == "UINT8"
+    np.testing.assert_array_equal(np.array(seen["data"], np.uint8).reshape(seen["shape"])[0], expected)
+    status, again = served.infer({"inputs": [seen | {"name": "image"}], "outputs": outputs[1:]}, model)
+    assert status == 200
+    assert again["outputs"] == found
+    status, alone = served.infer({"inputs": inputs, "outputs": outputs[:1], "parameters": {"explain": False}}, model)
+    assert status == 200  # it needs no mask
+    assert alone["outputs"] == [seen]
+
+
+def test_samples_are_the_bundles_first_golden_images(served: RunningServer, engines: dict[str, Engine]) -> None:
+    card = json.loads(served.ask("GET", "/v2/models/classes/card")[2])
+    golden = engines["classes"].bundle.golden.images
+    assert card["samples"] == min(8, len(golden))
+    for index in (0, card["samples"] - 1):
+        status, headers, body = served.ask("GET", f"/v2/models/classes/samples/{index}")
+        assert (status, headers["content-type"]) == (200, "image/png")
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), golden[index])
