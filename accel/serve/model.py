@@ -7,7 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -192,7 +192,7 @@ class ServedModel:
             works: the requests.
             decoded: the images of each, from `decode`.
         """
-        groups = [[self._sized(image) for image in images] for images in decoded]
+        groups = [self._sized(work, images) for work, images in zip(works, decoded, strict=True)]
         images = [image for group in groups for image in group]
         first = works[0]
         target = None if all(work.target is None for work in works) else np.concatenate([_target(w) for w in works])
@@ -212,8 +212,11 @@ class ServedModel:
             start, row = stop, rows.stop
         return answers
 
-    def _sized(self, image: Uint8) -> Uint8:
-        return image if self.manifest.any_size else resize_image(image, self.manifest.image)
+    def _sized(self, work: Work, images: list[Uint8]) -> list[Uint8]:
+        """What the engine takes; what came as pixels, or was decoded for its mask alone, is that: not cropped again."""
+        if self.manifest.any_size or work.images is not None or not work.wants_images:
+            return images
+        return [resize_image(image, self.manifest.image) for image in images]
 
     def _run(
         self, images: list[Uint8], target: NDArray[np.int64] | None, work: Work
@@ -273,6 +276,9 @@ class ServedModel:
 
     def _picture(self, work: Work, image: Uint8, outputs: Outputs, index: int, mask: Tensor, place: int) -> Image.Image:
         classes = np.atleast_1d(outputs["target_class"][index])
+        spec = self.manifest.image
+        if work.images is not None and not self.manifest.any_size:
+            spec = replace(spec, resize="squash")  # the pixels are what the model sees, all of them
         result = ImageExplanation(
             source="",
             image=image,
@@ -280,7 +286,7 @@ class ServedModel:
             target=int(classes[min(place, len(classes) - 1)]),
             class_names=self.manifest.class_names,
             mask=mask,
-            spec=self.manifest.image,
+            spec=spec,
             class_specific=self.manifest.class_specific,
             milliseconds=None,
             box=(work.query or MaskQuery()).box,
