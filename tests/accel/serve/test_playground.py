@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
 from saccade.accel.image import resize_image
 from saccade.accel.overlay import draw_overlay
+from saccade.accel.results import ImageExplanation
 from saccade.accel.serve.config import ServeConfig
 from saccade.contracts import Floats, ImageSpec, MaskQuery, Uint8
 
@@ -589,12 +591,48 @@ def test_the_image_as_the_model_sees_it_can_be_sent_in_the_files_place(
     expected = resize_image(image, spec)
     assert seen["datatype"] == "UINT8"
     np.testing.assert_array_equal(np.array(seen["data"], np.uint8).reshape(seen["shape"])[0], expected)
+    local = engines[model].run(expected[None])
+    np.testing.assert_array_equal(np.array(found[0]["data"], np.float32), local.probabilities[0])
+    np.testing.assert_array_equal(np.array(found[1]["data"], np.float32), local.mask.ravel())
     status, again = served.infer({"inputs": [seen | {"name": "image"}], "outputs": outputs[1:]}, model)
     assert status == 200
     assert again["outputs"] == found
     status, alone = served.infer({"inputs": inputs, "outputs": outputs[:1], "parameters": {"explain": False}}, model)
     assert status == 200  # it needs no mask
     assert alone["outputs"] == [seen]
+
+
+@pytest.mark.parametrize("form", ["pixels", "file"])
+def test_an_image_is_cropped_once_also_for_its_picture(
+    served: RunningServer, engines: dict[str, Engine], form: str
+) -> None:
+    image = photograph(150, 200) if form == "file" else photograph(*CROPPED.size)
+    sent = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape], "data": image.ravel().tolist()}
+    spec = replace(CROPPED, resize="squash")
+    if form == "file":
+        spec, data = CROPPED, base64.b64encode(png(image)).decode()
+        sent = {"name": "encoded_image", "datatype": "BYTES", "shape": [1], "data": [data]}
+    outputs = [{"name": name} for name in ("probabilities", "mask", "overlay_png")]
+    status, answered = served.infer({"inputs": [sent], "outputs": outputs}, "many")
+    assert status == 200
+    probabilities, mask, overlay = (output["data"] for output in answered["outputs"])
+    local = engines["many"].run(resize_image(image, spec)[None])
+    np.testing.assert_array_equal(np.array(probabilities, np.float32), local.probabilities[0])
+    np.testing.assert_array_equal(np.array(mask, np.float32), local.mask.ravel())
+    expected = ImageExplanation(
+        source="",
+        image=image,
+        probabilities=local.probabilities[0],
+        target=int(local.target[0]),
+        class_names=engines["many"].bundle.manifest.class_names,
+        mask=local.mask[0, 0],
+        spec=spec,
+        class_specific=True,
+        milliseconds=None,
+    ).overlay(legend=False)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(overlay[0])))), np.asarray(expected)
+    )
 
 
 def test_samples_are_the_bundles_first_golden_images(served: RunningServer, engines: dict[str, Engine]) -> None:
