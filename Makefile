@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint test-only benchmarks clean
+.PHONY: demo test lint test-only browser benchmarks clean
 
 demo: .venv/demo-installed
 	$(BIN)/saccade demo
@@ -16,8 +16,15 @@ lint: .venv/dev-installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test-only: .venv/dev-installed .venv/triton-installed
+test-only: .venv/dev-installed .venv/triton-installed browser
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# The playground's tests need a browser; without one they are skipped. On Debian, root can have it installed.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	|| echo "No Chromium: the playground's tests will be skipped."
 
 benchmarks: .venv/dev-installed
 	$(BIN)/python benchmarks/cost.py

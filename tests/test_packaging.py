@@ -48,7 +48,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if not re.search(r"\.dist-info/", name)}
     modules = {f"saccade/{name}" for name in tracked("*.py") if "/" not in name or name.startswith(PACKAGE_FOLDERS)}
-    data = {f"saccade/{name}" for name in tracked("evaluate/weights/*", "cli/*.html", "py.typed")}
+    pages = ("cli/*.html", "accel/serve/playground/*")
+    data = {f"saccade/{name}" for name in tracked("evaluate/weights/*", *pages, "py.typed")}
     assert inside == modules | data
 
 

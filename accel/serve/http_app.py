@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,6 +21,7 @@ from .errors import BadRequest, BodyTimeout, ClientGone, Overloaded, RequestErro
 from .http_response import json_bytes, response_parts
 from .metrics import CONTENT_TYPE
 from .model import ServedModel
+from .page import PAGE_PREFIX, page_routes
 from .service import Service
 
 __all__ = ["make_app"]
@@ -40,7 +40,7 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
     pages = _Pages(service)
     model = "/v2/models/{model}"
     routes: list[BaseRoute] = [
-        Route("/", pages.playground),
+        *page_routes(),
         Route("/v2", pages.server),
         Route("/v2/health/live", pages.live),
         Route("/v2/health/ready", pages.ready),
@@ -54,6 +54,7 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
                 ("/config", pages.config),
                 ("/stats", pages.stats),
                 ("/card", pages.card),
+                ("/samples/{index:int}", pages.sample),
             )
         ),
         Route(model + "/infer", infer.page, methods=["POST"]),
@@ -73,7 +74,8 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
             await starlette(scope, receive, send)
             return
         path, headers = scope["path"], dict(scope["headers"])
-        if path not in _OPEN and not service.allowed(_shown_key(headers)):
+        page = path in _OPEN or path.startswith(PAGE_PREFIX)
+        if not page and not service.allowed(_shown_key(headers)):
             wants = {"www-authenticate": "Bearer"}
             said = "this server wants an API key: Authorization: Bearer KEY"
             await _json({"error": said}, 401, wants)(scope, receive, send)
@@ -175,10 +177,6 @@ class _Pages:
     def _model(self, request: Request) -> ServedModel:
         return self.service.models.get(request.path_params["model"], request.path_params.get("version"))
 
-    async def playground(self, request: Request) -> Response:
-        page = files(__package__).joinpath("playground.html").read_bytes()
-        return Response(page, media_type="text/html", headers=_PAGE_HEADERS)
-
     async def server(self, request: Request) -> Response:
         return _json(self.service.server_metadata())
 
@@ -207,6 +205,12 @@ class _Pages:
     async def card(self, request: Request) -> Response:
         return _json(self._model(request).card())
 
+    async def sample(self, request: Request) -> Response:
+        model, index = self._model(request), request.path_params["index"]
+        if index >= len(model.samples):
+            raise HTTPException(404)
+        return Response(model.sample_png(index), media_type="image/png")
+
     async def index(self, request: Request) -> Response:
         body = await request.body() if int(request.headers.get("content-length") or 0) < 1024 else b""
         with contextlib.suppress(ValueError, AttributeError):
@@ -224,15 +228,6 @@ class _Pages:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self.service.metrics.page(), media_type=CONTENT_TYPE)
-
-
-_PAGE_HEADERS = {
-    # the page is whole: it takes nothing from elsewhere, and asks this server only
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 
 
 def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -7,7 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..results import ImageExplanation
 from .config import Limits
 from .errors import BadRequest, ClientGone, TooLarge
 from .tensors import Tensor, datatype_of
-from .work import ENCODED, MASKS, Work
+from .work import ENCODED, MASKS, MODEL_IMAGE, Work
 
 __all__ = ["FORMATS", "VERSION", "Answer", "ServedModel"]
 
@@ -32,6 +32,7 @@ VERSION = "1"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # decoders that strangers' files may reach
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino", "tensorrt": "tensorrt_plan"}
 _REQUEST_PIXELS = 2  # of all images of a request, in units of what one may have
+_SAMPLES = 8
 _PAIRS = 5  # of calls, that tell the cost in forwards
 
 Outputs = dict[str, Tensor]
@@ -63,6 +64,7 @@ class ServedModel:
     Attributes:
         forwards: the cost of prediction and explanation in units of the prediction, measured as it was loaded.
         outputs: datatypes of what it can give, by name.
+        samples: a few of the bundle's golden images, for people who have none at hand; uint8 (N, H, W, 3).
         digest: of the bundle's manifest, to notice another one.
     """
 
@@ -76,6 +78,7 @@ class ServedModel:
         self.lock: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if engine.concurrent and batch == 1 else threading.Lock()
         )
+        self.samples: Uint8 = engine.bundle.golden.images[:_SAMPLES].copy()
         first, self.forwards = self._warm_up()
         if file_sha256(engine.bundle.path / MANIFEST_FILE) != digest:
             raise BundleError(f"the bundle '{engine.bundle.path}' was exchanged while it was opened; load it again")
@@ -88,13 +91,16 @@ class ServedModel:
             "overlay_png": [-1, -1],
             "explained": [-1],
         }
+        if not self.manifest.any_size:
+            self._shapes[MODEL_IMAGE] = [-1, *self.manifest.image.size, 3]
         kinds = {"target_class": "INT64", "mask_png": "BYTES", "overlay_png": "BYTES", "explained": "BOOL"}
+        kinds[MODEL_IMAGE] = "UINT8"
         self.outputs = {name: kinds.get(name, "FP32") for name in self._shapes}
         self.outputs |= {name: datatype_of(values) for name, values in first.diagnostics.items()}
 
     def _warm_up(self) -> tuple[Explanation, float]:
         """The first answers, which make what the engine makes when first needed, and the cost in forwards."""
-        image = self.engine.bundle.golden.images[:1]
+        image = self.samples[:1]
         first, ratios = self.engine.run(image), []
         self.engine.probabilities(image)
         if self.manifest.parts > 1:  # its file may be another one later
@@ -152,7 +158,12 @@ class ServedModel:
             "engine": self.engine.name,
             "precision": self.engine.precision,
             "forwards": round(self.forwards, 3),
+            "samples": len(self.samples),
         }
+
+    def sample_png(self, index: int) -> bytes:
+        """A sample as a PNG file."""
+        return _png(Image.fromarray(self.samples[index]))
 
     def decode(self, work: Work, wanted: Callable[[], bool] = lambda: True) -> list[Uint8]:
         """The images of a request as they came, uint8 (H, W, 3) each; resized to the model's size unless the request
@@ -195,26 +206,31 @@ class ServedModel:
             works: the requests.
             decoded: the images of each, from `decode`.
         """
-        groups = [[self._sized(image) for image in images] for images in decoded]
+        groups = [self._sized(work, images) for work, images in zip(works, decoded, strict=True)]
         images = [image for group in groups for image in group]
         first = works[0]
         target = None if all(work.target is None for work in works) else np.concatenate([_target(w) for w in works])
         explained, found = self._run(images, target, first)
         answers, start, row = [], 0, 0
-        for work, originals in zip(works, decoded, strict=True):
+        for work, originals, sized in zip(works, decoded, groups, strict=True):
             stop = start + work.count
             rows = slice(row, row + int(explained[start:stop].sum()))
             outputs: Outputs = {"explained": explained[start:stop]}
             for name, values in found.items():
                 outputs[name] = values[rows] if name not in ("probabilities", "target_class") else values[start:stop]
             self._add_pictures(work, originals, outputs)
+            if any(output.name == MODEL_IMAGE for output in work.outputs):
+                outputs[MODEL_IMAGE] = np.stack(sized)
             given = {output.name: outputs[output.name] for output in work.outputs}
             answers.append(Answer(given, rows.stop - rows.start))
             start, row = stop, rows.stop
         return answers
 
-    def _sized(self, image: Uint8) -> Uint8:
-        return image if self.manifest.any_size else resize_image(image, self.manifest.image)
+    def _sized(self, work: Work, images: list[Uint8]) -> list[Uint8]:
+        """What the engine takes; what came as pixels, or was decoded for its mask alone, is that: not cropped again."""
+        if self.manifest.any_size or work.images is not None or not work.wants_images:
+            return images
+        return [resize_image(image, self.manifest.image) for image in images]
 
     def _run(
         self, images: list[Uint8], target: NDArray[np.int64] | None, work: Work
@@ -253,7 +269,7 @@ class ServedModel:
         masks = query.parts or len(query.areas or self.manifest.areas) or 1
         shape = (0, *several, height, width) if several else (0, masks, height, width)
         empty: Outputs = {"mask": np.zeros(shape, dtype=np.float32)}
-        usual = ("probabilities", "target_class", "explained", *MASKS)
+        usual = ("probabilities", "target_class", "explained", MODEL_IMAGE, *MASKS)
         return empty | {name: np.zeros((0, *several), np.float32) for name in self.outputs if name not in usual}
 
     def _add_pictures(self, work: Work, originals: list[Uint8], outputs: Outputs) -> None:
@@ -274,6 +290,9 @@ class ServedModel:
 
     def _picture(self, work: Work, image: Uint8, outputs: Outputs, index: int, mask: Tensor, place: int) -> Image.Image:
         classes = np.atleast_1d(outputs["target_class"][index])
+        spec = self.manifest.image
+        if work.images is not None and not self.manifest.any_size:
+            spec = replace(spec, resize="squash")  # the pixels are what the model sees, all of them
         result = ImageExplanation(
             source="",
             image=image,
@@ -281,7 +300,7 @@ class ServedModel:
             target=int(classes[min(place, len(classes) - 1)]),
             class_names=self.manifest.class_names,
             mask=mask,
-            spec=self.manifest.image,
+            spec=spec,
             class_specific=self.manifest.class_specific,
             milliseconds=None,
             box=(work.query or MaskQuery()).box,

@@ -18,9 +18,10 @@ from .errors import BadRequest, TooLarge
 from .request import InferenceRequest, OutputRequest
 from .tensors import datatype_of
 
-__all__ = ["ENCODED", "MASKS", "PICTURES", "Placed", "Work", "make_work"]
+__all__ = ["ENCODED", "MASKS", "MODEL_IMAGE", "PICTURES", "Placed", "Work", "make_work"]
 
 ENCODED = "encoded_image"
+MODEL_IMAGE = "model_image"  # the image as the model sees it, so that asking about it again need not decode it again
 PICTURES = ("mask_png", "overlay_png")
 MASKS = ("mask", *PICTURES)  # outputs for which a mask has to be computed; so do diagnostics
 _MOST_AREAS, _MOST_PLACES = 1024, 100_000
@@ -149,7 +150,7 @@ def make_work(request: InferenceRequest, manifest: Manifest, names: Mapping[str,
     )
 
 
-_ALWAYS = ("probabilities", "target_class", "explained")
+_ALWAYS = ("probabilities", "target_class", "explained", MODEL_IMAGE)  # need no mask
 
 
 def _check_inputs(request: InferenceRequest, manifest: Manifest) -> None:
@@ -255,7 +256,7 @@ def _outputs(
 ) -> tuple[OutputRequest, ...]:
     """What is asked for, or the usual outputs."""
     if not request.outputs:
-        usual = [name for name in names if name not in (*PICTURES, "explained")]
+        usual = [name for name in names if name not in (*PICTURES, "explained", MODEL_IMAGE)]
         if not explain:
             usual = [name for name in usual if name in _ALWAYS]
         elif below is not None:
