@@ -41,13 +41,14 @@ _UPRIGHT = {  # EXIF orientation to what undoes it
 }
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Uint8:
     """Read an image as uint8 RGB (H, W, 3).
 
     Args:
         source: a path, an encoded image as bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H,
             W, 4).
         max_pixels: a larger image is refused before it is decoded (decompression bombs).
+        name: what errors call encoded bytes; None calls them "bytes".
 
     Raises:
         ImageError: missing, empty, not an image, truncated, or too large.
@@ -59,8 +60,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Uint8:
             return _to_rgb(source, "the PIL image", max_pixels)
     if isinstance(source, bytes):
         if not source:
-            raise ImageError("the image has 0 bytes")
-        return _decode(io.BytesIO(source), source_name(source), max_pixels)
+            raise ImageError(f"'{name}' is empty (0 bytes)" if name else "the image has 0 bytes")
+        return _decode(io.BytesIO(source), name or source_name(source), max_pixels)
     path = Path(source)
     try:
         if not path.exists():
