@@ -52,7 +52,10 @@ __all__ = ["batch"]
     help="Store the K most probable classes of each image.",
 )
 @click.option(
-    "--overlays", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Draw overlays into this folder."
+    "--overlays",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Draw overlays into this folder.",
 )
 @click.option(
     "--batch-size",

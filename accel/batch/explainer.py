@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ...errors import ImageError, OutputError, UsageError
 from ..bundle import Bundle, open_bundle, write_whole
 from ..engine import Engine
 from ..engines import open_engine
+from ..image import load_resized
 from ..machine import core_count
 from ..manifest import Manifest
 from ..pipeline import Loaded, PipelineConfig, answer_batch, in_groups, load_ahead, load_for, results_of
@@ -35,7 +36,6 @@ __all__ = ["Answered", "BatchConfig", "BatchExplainer"]
 _BATCHES_AHEAD = 4  # of images loaded and waiting for the engine, and of answers waiting to be encoded
 _REMOTE_THREADS = 16
 _LONGEST_NAME = 200  # bytes; file systems allow 255
-_NOTHING = np.zeros((1, 1, 3), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,10 @@ class BatchExplainer:
         manifest = self.manifest
         query = config.pipeline.query
         self.schema = table_schema(
-            manifest, config.mask, (query and query.size) or manifest.mask_size, precision=self.engine.precision
+            self.engine.bundle,
+            config.mask,
+            (query and query.size) or manifest.mask_size,
+            precision=self.engine.precision,
         )
 
     @property
@@ -182,14 +185,15 @@ class BatchExplainer:
             content = item.read()
         except ImageError as error:
             return _Entry(item, Failure(item.key, str(error)))
-        digest = hashlib.sha256(content).hexdigest()
-        loaded = load_for(self.manifest, content, item.key, self.config.pipeline.max_pixels)
-        if isinstance(loaded, Failure):
-            return _Entry(item, loaded, digest)
-        height, width = loaded.image.shape[:2]
-        if not self.config.overlays:
-            loaded = replace(loaded, image=_NOTHING)  # memory for it is needed no longer
-        return _Entry(item, loaded, digest, (height, width))
+        digest, limit = hashlib.sha256(content).hexdigest(), self.config.pipeline.max_pixels
+        if self.config.overlays or self.manifest.any_size:
+            loaded = load_for(self.manifest, content, item.key, limit)
+            return _Entry(item, loaded, digest, None if isinstance(loaded, Failure) else loaded.image.shape[:2])
+        try:
+            pixels, size = load_resized(content, self.manifest.image, max_pixels=limit, name=item.key)
+        except ImageError as error:
+            return _Entry(item, Failure(item.key, str(error)), digest)
+        return _Entry(item, Loaded(item.key, pixels, pixels), digest, size)
 
     def _answer(self, group: Sequence[_Entry]) -> Explanation | None:
         """The engine's answer for those of a group that could be loaded."""

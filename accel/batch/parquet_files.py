@@ -82,7 +82,9 @@ class ParquetFiles:
             with self._open(container) as file:
                 for images, ids in _read(file, self._image, self._id, first, end):
                     for content, own in zip(images, ids, strict=True):
-                        read = InMemory(content) if content else Failing(f"row {row} of '{container.path}' has no image")
+                        read = (
+                            InMemory(content) if content else Failing(f"row {row} of '{container.path}' has no image")
+                        )
                         yield Item(shard, f"{name}#{row}", None if own is None else as_text(str(own)), read)
                         row += 1
         except (ImageError, pa.ArrowException, OSError) as error:
@@ -104,7 +106,7 @@ class ParquetFiles:
 def _read(file: Any, image: str, own: str | None, first: int, end: int) -> Iterator[tuple[list[Any], list[Any]]]:
     """Encoded images and names of some rows; row groups before them are not read."""
     columns = [image, *([own] if own and own != image else [])]
-    before, groups, skip = 0, [], 0
+    before, groups, skip = 0, list[int](), 0
     for group in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         if before + count > first and before < end:

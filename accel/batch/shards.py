@@ -1,9 +1,9 @@
 """The ledger of a folder of results: a shard is finished when its file exists, and a file exists only when it is whole.
 
-    DST/shard-00000.parquet …      finished shards
-    DST/_saccade/plan.json         what was asked of which images with which bundle
-    DST/_saccade/locks             held by the runs at work, byte by byte: one for each shard
-    DST/_saccade/*.partial         shards that are being written, or that a killed run left
+DST/shard-00000.parquet …      finished shards
+DST/_saccade/plan.json         what was asked of which images with which bundle
+DST/_saccade/locks             held by the runs at work, byte by byte: one for each shard
+DST/_saccade/*.partial         shards that are being written, or that a killed run left
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class Ledger:
                 if file.exists():
                     read_plan(file).refuse_other(plan, self.folder)
                 elif found := next(self.folder.glob("*.parquet"), None):
-                    raise UsageError(f"'{self.folder}' holds '{found.name}' of something else; write into another folder")
+                    raise UsageError(
+                        f"'{self.folder}' holds '{found.name}' of something else; write into another folder"
+                    )
                 else:
                     write_whole(file, plan.as_json())
         except BaseException:
@@ -246,9 +248,7 @@ class ShardWriter:
         expected = self._shard.images
         if expected is not None and expected != self._images:
             raise AssertionError(f"shard {self._shard.number} has {self._images} images and should have {expected}")
-        self._writer.add_key_value_metadata(
-            {"saccade.images": str(self._images), "saccade.failed": str(self._failed)}
-        )
+        self._writer.add_key_value_metadata({"saccade.images": str(self._images), "saccade.failed": str(self._failed)})
         self._writer.close()
         self._stream.flush()
         os.fsync(self._stream.fileno())

@@ -269,5 +269,5 @@ class Fingerprint:
 
 
 def as_text(name: str) -> str:
-    """A file's name as text that can be stored; bytes of it that are not UTF-8 as ``\\udcXX``."""
+    """A file's name as text that can be stored; bytes of it that are not UTF-8 by their numbers."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -81,9 +81,7 @@ class Local:
 
     def matches(self, pattern: str) -> list[str]:
         """See `Storage`."""
-        return sorted(
-            (path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)), key=os.fsencode
-        )
+        return sorted((path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)), key=os.fsencode)
 
     def size(self, path: str) -> int:
         """See `Storage`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import zlib
@@ -14,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from ...contracts import Floats, Uint8
-from ..manifest import Manifest
+from ..bundle import Bundle, file_sha256
+from ..manifest import MANIFEST_FILE
 from ..precision import graph_file
 from ..results import ImageExplanation
 
@@ -49,26 +49,26 @@ class Row:
 
 
 def table_schema(
-    manifest: Manifest, encoding: MaskEncoding, mask_size: tuple[int, int], *, precision: str = "fp32"
+    bundle: Bundle, encoding: MaskEncoding, mask_size: tuple[int, int], *, precision: str = "fp32"
 ) -> pa.Schema:
     """The columns, and in the metadata what they were made with.
 
     Args:
-        manifest: of the bundle that explains.
+        bundle: the bundle that explains.
         encoding: of the masks.
         mask_size: (height, width) of the masks.
         precision: of the bundle's graph.
     """
     from ... import __version__
 
-    height, width = mask_size
+    (height, width), manifest = mask_size, bundle.manifest
     mask = pa.binary(height * width * _BYTES[encoding]) if encoding in _BYTES else pa.binary()
     about = {
         "saccade.version": __version__,
         "saccade.bundle": manifest.name,
         "saccade.method": manifest.method,
         "saccade.precision": precision,
-        "saccade.manifest_sha256": hashlib.sha256(manifest.model_dump_json().encode()).hexdigest(),
+        "saccade.manifest_sha256": file_sha256(bundle.path / MANIFEST_FILE),
         "saccade.graph_sha256": manifest.files[graph_file(precision)].sha256,
         "saccade.mask_encoding": encoding,
         "saccade.image_spec": json.dumps(vars(manifest.image)),
@@ -167,8 +167,8 @@ def encode_mask(mask: Floats, encoding: MaskEncoding) -> bytes | None:
 def png_bytes(grey: Uint8) -> bytes:
     """An 8-bit greyscale PNG of an image (H, W).
 
-    Every row is stored as its difference from the one above, compressed as runs: for masks, which are smooth, this takes
-    half the time of a general encoder at its fastest, and no more bytes.
+    Every row is stored as its difference from the one above, compressed as runs: for masks, which are smooth, this
+    takes half the time of a general encoder at its fastest, and no more bytes.
     """
     height, width = grey.shape
     lines = np.empty((height, width + 1), np.uint8)
@@ -176,7 +176,7 @@ def png_bytes(grey: Uint8) -> bytes:
     lines[0, 1:] = grey[0]
     np.subtract(grey[1:], grey[:-1], out=lines[1:, 1:])
     packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
-    data = packer.compress(lines) + packer.flush()
+    data = packer.compress(lines.data) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 

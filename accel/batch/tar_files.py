@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Final
 
 from ...errors import ImageError
 from ..image import SUFFIXES
@@ -16,7 +17,7 @@ from .storage import Storage
 
 __all__ = ["TarFiles"]
 
-_MODE = "r|*"  # as a stream, compressed or not: it is read once, from front to back
+_MODE: Final = "r|*"  # as a stream, compressed or not: it is read once, from front to back
 _BUFFER = 1 << 20
 
 
@@ -39,7 +40,9 @@ class TarFiles:
             if limit is not None:
                 images = sum(1 for _ in islice(self._members(number), limit))
                 limit -= images
-            self.shards.append(Shard(number, number, number + 1, images, max(1, one.size) if images is None else images))
+            self.shards.append(
+                Shard(number, number, number + 1, images, max(1, one.size) if images is None else images)
+            )
             if limit == 0:
                 break
         self.fingerprint = found.value
@@ -60,7 +63,7 @@ class TarFiles:
             with self._storage.open(container.path) as stream:
                 with tarfile.open(fileobj=stream, mode=_MODE, bufsize=_BUFFER) as archive:
                     for member in archive:
-                        archive.members.clear()  # which keeps all that it has seen
+                        vars(archive)["members"].clear()  # it keeps all that it has seen
                         if not member.isfile() or os.path.splitext(member.name.lower())[1] not in SUFFIXES:
                             continue
                         inside = archive.extractfile(member)
