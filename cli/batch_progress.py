@@ -33,7 +33,7 @@ def follow(job: BatchJob) -> float:
     )
     total = "" if job.images is None else f" of {job.images:,}"
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("explaining", total=job.weight, completed=weight, counted="")
             for answered in job.run():
                 images += answered.images
@@ -75,7 +75,7 @@ def report(job: BatchJob, seconds: float, as_json: bool) -> int:
                     "shards_finished": found.finished,
                     "images_before": job.before.images,
                     "seconds": round(seconds, 3),
-                    "images_per_second": round(done / seconds, 2) if seconds else None,
+                    "images_per_second": round(done / seconds, 2) if done else None,
                     "failures": [{"key": key, "error": reason} for key, reason in found.failures],
                 }
             )

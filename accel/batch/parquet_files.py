@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -93,14 +94,16 @@ class ParquetFiles:
                 yield Item(shard, f"{name}#{row}", None, Failing(f"row {row} of '{container.path}': {reason}"))
                 row += 1
 
-    def _open(self, container: Container) -> Any:
-        stream = self._storage.open(container.path)
-        try:
-            return pq.ParquetFile(stream)
-        except (pa.ArrowException, OSError) as error:
-            stream.close()
-            reason = str(error).splitlines()[0]
-            raise ImageError(f"'{container.path}' is not a Parquet file that can be read: {reason}") from None
+    @contextmanager
+    def _open(self, container: Container) -> Iterator[Any]:
+        with self._storage.open(container.path) as stream:
+            try:
+                file = pq.ParquetFile(stream)
+            except (pa.ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise ImageError(f"'{container.path}' is not a Parquet file that can be read: {reason}") from None
+            with file:
+                yield file
 
 
 def _read(file: Any, image: str, own: str | None, first: int, end: int) -> Iterator[tuple[list[Any], list[Any]]]:

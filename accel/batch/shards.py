@@ -12,7 +12,8 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -78,14 +79,13 @@ class Ledger:
         file = self._aside / "plan.json"
         try:
             with self._writing(), self._locks.planning():
+                others = (path for path in self.folder.glob("*.parquet") if not (file.exists() and _is_shard(path)))
+                if other := next(others, None):
+                    raise UsageError(f"'{folder}' holds '{other.name}' of something else; write into another folder")
                 if restart:
                     self._remove_all()
                 if file.exists():
                     read_plan(file).refuse_other(plan, self.folder)
-                elif found := next(self.folder.glob("*.parquet"), None):
-                    raise UsageError(
-                        f"'{self.folder}' holds '{found.name}' of something else; write into another folder"
-                    )
                 else:
                     write_whole(file, plan.as_json())
         except BaseException:
@@ -183,12 +183,9 @@ class Ledger:
         """Remove all results and the plan; the lock of all runs is held."""
         if not self._locks.alone():
             raise OutputError(f"another run is at work on '{self.folder}'; stop it before a --restart")
-        if not (self._aside / "plan.json").exists():
-            return
-        (self._aside / "plan.json").unlink()
-        for path in [*self.folder.iterdir(), *self._aside.glob("*.partial")]:
-            if _SHARD.fullmatch(path.name) or path.suffix == ".partial":
-                path.unlink()
+        (self._aside / "plan.json").unlink(missing_ok=True)
+        for path in [*filter(_is_shard, self.folder.iterdir()), *self._aside.glob("*.partial")]:
+            path.unlink()
 
     def _writing(self) -> _Errors:
         return _Errors(self.folder)
@@ -211,6 +208,10 @@ class _Errors:
                 f"cannot write into '{self._folder}': {error.strerror or error}; what is finished there stays, and the "
                 "same command goes on"
             ) from None
+
+
+def _is_shard(path: Path) -> bool:
+    return _SHARD.fullmatch(path.name) is not None
 
 
 class ShardWriter:
@@ -262,13 +263,10 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Remove what is there of it."""
-        try:
-            self._writer.close()
-        except (OSError, pa.ArrowException):
-            pass  # a full disk; the file goes
-        finally:
-            self._stream.close()
-            self._path.unlink(missing_ok=True)
+        for opened in (self._writer, self._stream):
+            with suppress(OSError, pa.ArrowException):  # the disk may be full; the file goes
+                opened.close()
+        self._path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if self._batches:
@@ -300,6 +298,7 @@ class Writing:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saccade-write")
         self._jobs: list[Future[None]] = []
         self._writers: dict[int, ShardWriter] = {}
+        self._broken = False
 
     def add(self, shard: Shard, answered: Answered) -> None:
         """The next rows of a shard that is claimed."""
@@ -320,7 +319,7 @@ class Writing:
                 for job in self._jobs:
                     job.result()
         finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=True)  # of what is complete, nothing is given up
             for number, writer in self._writers.items():
                 writer.abandon()
                 self._ledger.release(number)
@@ -331,16 +330,27 @@ class Writing:
             self._jobs.pop(0).result()
 
     def _add(self, shard: Shard, answered: Answered) -> None:
-        with _Errors(self._ledger.folder):
-            self._writer(shard).add(answered)
+        with self._until_broken() as writers:
+            if shard.number not in writers:
+                writers[shard.number] = ShardWriter(self._ledger, shard, self._schema)
+            writers[shard.number].add(answered)
 
     def _finish(self, shard: Shard) -> None:
-        with _Errors(self._ledger.folder):
-            self._writer(shard).finish()
-            del self._writers[shard.number]
+        with self._until_broken() as writers:
+            writer = writers.get(shard.number) or ShardWriter(self._ledger, shard, self._schema)
+            writers[shard.number] = writer
+            writer.finish()
+            del writers[shard.number]
             self._ledger.release(shard.number)
 
-    def _writer(self, shard: Shard) -> ShardWriter:
-        if shard.number not in self._writers:
-            self._writers[shard.number] = ShardWriter(self._ledger, shard, self._schema)
-        return self._writers[shard.number]
+    @contextmanager
+    def _until_broken(self) -> Iterator[dict[int, ShardWriter]]:
+        """The writers; after an error nothing more is written."""
+        if self._broken:
+            raise CancelledError
+        try:
+            with _Errors(self._ledger.folder):
+                yield self._writers
+        except BaseException:
+            self._broken = True
+            raise
