@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from contextlib import redirect_stdout
 
 import click
 from rich.console import Console
@@ -33,7 +35,8 @@ def follow(job: BatchJob) -> float:
     )
     total = "" if job.images is None else f" of {job.images:,}"
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        with redirect_stdout(sys.stderr), shown as progress:  # what Ray says of actors that died is not a result
             bar = progress.add_task("explaining", total=job.weight, completed=weight, counted="")
             for answered in job.run():
                 images += answered.images

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from .job import JobConfig
 
 __all__ = ["ShardExplainer", "connect", "run_on_ray", "shard_dataset"]
+
+
+_PATIENCE = 10.0  # seconds
 
 
 class ShardExplainer:
@@ -160,6 +165,12 @@ def connect(address: str) -> bool:
     ray = _ray()
     if ray.is_initialized():
         return False
+    if found := re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address):
+        try:  # Ray itself tries for minutes, and then ends the process
+            socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise EngineError(f"Ray cannot be reached at '{address}': {reason}") from None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options |= {"include_dashboard": False, "num_cpus": core_count(), "_node_ip_address": "127.0.0.1"}
