@@ -99,7 +99,7 @@ def run_on_ray(
     claimed = {shard.number: shard for shard in shards if ledger.claim(shard.number)}
     if not claimed:
         return
-    began = connect(config.ray or "local")
+    began = connect(config.ray or "local", actors=config.actors or 1)
     try:
         places = {shard.number: place for place, shard in enumerate(source.shards)}
         dataset = shard_dataset(source, [places[number] for number in claimed], config)
@@ -155,8 +155,9 @@ def shard_dataset(source: Source, places: Sequence[int], config: JobConfig) -> A
     )
 
 
-def connect(address: str) -> bool:
-    """Connect to a cluster, or start Ray on this machine for ``"local"``; False where this process is connected.
+def connect(address: str, *, actors: int = 1) -> bool:
+    """Connect to a cluster, or start Ray on this machine for ``"local"`` with room for so many actors; False where this
+    process is connected.
 
     Raises:
         EngineError: there is none.
@@ -173,7 +174,7 @@ def connect(address: str) -> bool:
             raise EngineError(f"Ray cannot be reached at '{address}': {reason}") from None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"include_dashboard": False, "num_cpus": core_count(), "_node_ip_address": "127.0.0.1"}
+        options |= {"include_dashboard": False, "num_cpus": max(core_count(), actors), "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(address=address, **options)
     except Exception as error:  # Ray raises what its layers raise

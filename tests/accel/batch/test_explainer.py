@@ -23,7 +23,7 @@ from saccade.accel.image import load_image, load_resized, resize_image
 from saccade.accel.pipeline import PipelineConfig, explain_images
 from saccade.accel.results import Failure
 from saccade.contracts import Explanation, Floats, ImageSpec, MaskQuery, Uint8
-from saccade.errors import ImageError, OutputError, UsageError
+from saccade.errors import BundleError, ImageError, OutputError, UsageError
 
 
 def items_of(numbers: range, *, shard: int = 0) -> list[Item]:
@@ -261,3 +261,10 @@ def test_the_short_way_to_the_models_size_gives_the_same_pixels(
         np.testing.assert_array_equal(load_resized(image, spec)[0], pixels)
     with pytest.raises(ImageError, match=r"'a\.png' is empty"):
         load_resized(b"", spec, name="a.png")
+
+
+def test_a_bundle_that_is_gone_is_said(tiny_bundle: Path) -> None:
+    explainer = BatchExplainer(tiny_bundle, check=False)
+    (tiny_bundle / "explainer.onnx").unlink()
+    with pytest.raises(BundleError, match=r"explainer\.onnx' cannot be read: No such file"):
+        table_of(explainer, items_of(range(2)))
