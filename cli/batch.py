@@ -164,7 +164,6 @@ def batch(
     from ..accel.batch.explainer import BatchConfig  # which asks for pyarrow
     from ..accel.batch.job import BatchJob, JobConfig
     from ..accel.bundle import open_bundle
-    from ..accel.machine import core_count
     from ..accel.pipeline import PipelineConfig
     from ..contracts import MaskQuery
     from .batch_progress import follow, report
@@ -180,14 +179,19 @@ def batch(
         batch_size=batch_size,
         targets=target_indices(opened, targets),
         query=MaskQuery(areas=areas or (), size=size) if areas or size else None,
-        decode_threads=decode_threads or (1 if ray_address else max(2, core_count())),
         max_pixels=int(max_megapixels * 1e6),
     )
     config = JobConfig(
         source=src,
         folder=dst,
         bundle=opened,
-        batch=BatchConfig(pipeline=pipeline, mask=mask, top=top, overlays=overlays),  # type: ignore[arg-type]
+        batch=BatchConfig(
+            pipeline=pipeline,
+            mask=mask,  # type: ignore[arg-type]
+            top=top,
+            overlays=overlays,
+            decode_threads=decode_threads,
+        ),
         engine=engine.settings(),
         shard_size=shard_size,
         limit=limit,

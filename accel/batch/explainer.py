@@ -43,21 +43,26 @@ class BatchConfig:
     """What is asked of every image, and how the machine is used.
 
     Attributes:
-        pipeline: batch size, classes, masks and limits, see `PipelineConfig`.
+        pipeline: batch size, classes, masks and limits, see `PipelineConfig`; not its threads.
         mask: how masks are stored: ``"png"``, 8-bit greyscale; ``"uint8"`` or ``"float16"``, row after row as they are;
             ``"none"``: they are not computed.
         top: so many of the most probable classes.
         overlays: folder for pictures of the explanations; None draws none.
+        decode_threads: threads that read and decode images; None takes one per core and at least 2, and 16 where images
+            come through a network.
     """
 
-    pipeline: PipelineConfig = field(default_factory=lambda: PipelineConfig(decode_threads=max(2, core_count())))
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     mask: MaskEncoding = "png"
     top: int = 5
     overlays: Path | None = None
+    decode_threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.mask not in MASK_ENCODINGS:
             raise UsageError(f"unknown encoding of masks '{self.mask}'; there are: {', '.join(MASK_ENCODINGS)}")
+        if self.decode_threads is not None and self.decode_threads < 1:
+            raise UsageError("there is at least one thread that reads images")
         if self.top < 1:
             raise UsageError("at least one class is stored with its probability")
         if self.pipeline.query is not None and self.pipeline.query.parts > 1:
@@ -157,11 +162,11 @@ class BatchExplainer:
         """
         pipeline, manifest = self.config.pipeline, self.manifest
         size = pipeline.batch_size or manifest.batch
-        threads = max(pipeline.decode_threads, _REMOTE_THREADS if remote else 1)
+        threads = self.config.decode_threads or (_REMOTE_THREADS if remote else max(2, core_count()))
         batches = 1 if manifest.any_size else _BATCHES_AHEAD  # such images wait at their own size
         loading = load_ahead(items, self._load, threads=threads, ahead=batches * size + 2 * threads)
         engine = ThreadPoolExecutor(1, thread_name_prefix="saccade-engine")
-        encoders = ThreadPoolExecutor(pipeline.decode_threads, thread_name_prefix="saccade-encode")
+        encoders = ThreadPoolExecutor(max(2, core_count()), thread_name_prefix="saccade-encode")
 
         def explained(group: list[_Entry]) -> Future[list[Answered]]:
             answer = self._answer(group)

@@ -13,6 +13,7 @@ import re
 import socket
 import warnings
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,11 +144,13 @@ def shard_dataset(source: Source, places: Sequence[int], config: JobConfig) -> A
     actors = min(config.actors or fitting, len(places))
     if not on_gpu and not settings.get("threads"):
         settings["threads"] = max(1, cores // actors)
+    few = None if source.remote else 2  # each actor has a few, not one for each core
+    batch = replace(config.batch, decode_threads=config.batch.decode_threads or few)
     folder = config.bundle if isinstance(config.bundle, Path) else config.bundle.path
     numbers = ray.data.from_items([{"shard": place} for place in places], override_num_blocks=len(places))
     return numbers.map_batches(
         ShardExplainer,
-        fn_constructor_args=(source, str(folder.resolve()), config.batch, settings),
+        fn_constructor_args=(source, str(folder.resolve()), batch, settings),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1 if on_gpu else settings["threads"],
