@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contracts import Explanation, Floats, MaskQuery, Uint8
-from ..errors import EngineError, OutOfMemory, UsageError
+from ..errors import BundleError, EngineError, OutOfMemory, UsageError
 from .bundle import Bundle
 from .engine import joined
+from .manifest import Manifest
 from .memory import physical_bytes
 from .onnx_prune import prune_onnx
 from .precision import graph_file
 
-__all__ = ["ALLOCATION", "Answer", "GraphEngine", "answer_graph", "first_line", "smaller"]
+__all__ = ["ALLOCATION", "Answer", "GraphEngine", "answer_graph", "check_query", "first_line", "smaller"]
 
 Answer = Literal["mask", "parts", "probabilities"]
 ALLOCATION = ("allocate", "bad_alloc", "bad allocation", "out of memory")  # in messages of runtimes that lack memory
@@ -61,7 +62,11 @@ class GraphEngine:
 
     def graph_of(self, what: Answer) -> bytes:
         """That graph, with what an answer needs alone."""
-        return answer_graph(self.file.read_bytes(), what, self.bundle.manifest.parts)
+        try:
+            graph = self.file.read_bytes()
+        except OSError as error:  # since it was opened
+            raise BundleError(f"the bundle's graph '{self.file}' cannot be read: {error.strerror or error}") from None
+        return answer_graph(graph, what, self.bundle.manifest.parts)
 
     def run(
         self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None
@@ -76,7 +81,7 @@ class GraphEngine:
         images, manifest = self._checked_images(images), self.bundle.manifest
         asked = query or MaskQuery()
         if query is not None:
-            self._check_query(query)
+            check_query(manifest, query)
         if asked.parts == 1:  # the first of several is the mask itself
             asked = query = replace(asked, areas=(asked.areas or manifest.areas)[:1], parts=0)
         classes = self._checked_target(target, len(images))
@@ -122,19 +127,6 @@ class GraphEngine:
         """`_answers` of each request, in order; an engine may have several under way."""
         for feeds in requests:
             yield self._answers(what, feeds)
-
-    def _check_query(self, query: MaskQuery) -> None:
-        manifest = self.bundle.manifest
-        if not manifest.areas:
-            raise UsageError(
-                "this explainer's masks have one area and one size; functions of both come from: saccade train inr"
-            )
-        if query.parts > max(1, manifest.parts):
-            gives = f"{manifest.parts} masks without a common pixel" if manifest.parts > 1 else "one mask"
-            raise UsageError(
-                f"this explainer was trained for {gives}, not {query.parts}; train another with --parts {query.parts}"
-            )
-        replace(query, areas=query.areas or manifest.areas)  # do so many masks fit side by side?
 
     def _check_room(self, feeds: dict[str, Any], query: MaskQuery) -> None:
         """Refuse masks that no memory of this machine can hold, before the system ends the process for them."""
@@ -196,6 +188,24 @@ class GraphEngine:
         if chosen.size and (chosen.min() < -1 or chosen.max() >= classes):
             raise UsageError(f"target classes go from 0 to {classes - 1}, or -1 for the predicted class; not {target}")
         return np.array(chosen if several else np.broadcast_to(chosen, (count,)), dtype=np.int64)
+
+
+def check_query(manifest: Manifest, query: MaskQuery) -> None:
+    """Refuse masks that a bundle does not hold.
+
+    Raises:
+        UsageError: it holds no masks as functions of place and area, or not so many at once.
+    """
+    if not manifest.areas:
+        raise UsageError(
+            "this explainer's masks have one area and one size; functions of both come from: saccade train inr"
+        )
+    if query.parts > max(1, manifest.parts):
+        gives = f"{manifest.parts} masks without a common pixel" if manifest.parts > 1 else "one mask"
+        raise UsageError(
+            f"this explainer was trained for {gives}, not {query.parts}; train another with --parts {query.parts}"
+        )
+    replace(query, areas=query.areas or manifest.areas)  # do so many masks fit side by side?
 
 
 def _batches(count: int, most: int | None) -> list[slice]:

@@ -19,7 +19,16 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ..contracts import ImageSpec, Uint8
 from ..errors import ImageError
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageSource", "find_images", "load_image", "resize_image", "source_name"]
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "ImageSource",
+    "find_images",
+    "load_image",
+    "load_resized",
+    "resize_image",
+    "source_name",
+]
 
 MAX_PIXELS = 100_000_000
 SUFFIXES = frozenset(
@@ -41,7 +50,13 @@ _UPRIGHT = {  # EXIF orientation to what undoes it
 }
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Uint8:
+def load_image(
+    source: ImageSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+    name: str | None = None,
+) -> Uint8:
     """Read an image as uint8 RGB (H, W, 3).
 
     Args:
@@ -50,19 +65,56 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tu
         max_pixels: a larger image is refused before it is decoded (decompression bombs).
         formats: of files, by Pillow's names, such as ``"JPEG"``; None for all that Pillow reads. What comes from
             strangers should not reach every decoder there is.
+        name: what errors call encoded bytes; None calls them "bytes".
 
     Raises:
         ImageError: missing, empty, not an image, truncated, or too large.
     """
+    return (
+        _from_array(source)
+        if isinstance(source, np.ndarray)
+        else np.asarray(_picture(source, max_pixels, formats, name))
+    )
+
+
+def load_resized(
+    source: ImageSource,
+    spec: ImageSpec,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+    name: str | None = None,
+) -> tuple[Uint8, tuple[int, int]]:
+    """The same as `load_image` and then `resize_image`, without making the whole image an array, which costs as much
+    as to decode it.
+
+    Returns:
+        uint8 (h, w, 3) at the model's size; (height, width) of the image.
+
+    Raises:
+        ImageError: as by `load_image`.
+    """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        image = _from_array(source)
+        return resize_image(image, spec), image.shape[:2]
+    picture = _picture(source, max_pixels, formats, name)
+    return _resized(picture, spec), (picture.height, picture.width)
+
+
+def _picture(
+    source: str | os.PathLike[str] | bytes | Image.Image,
+    max_pixels: int,
+    formats: tuple[str, ...] | None,
+    name: str | None,
+) -> Image.Image:
+    """An image as Pillow's RGB."""
     if isinstance(source, Image.Image):
         with _image_errors("the PIL image"):
             return _to_rgb(source, "the PIL image", max_pixels)
     if isinstance(source, bytes):
         if not source:
-            raise ImageError("the image has 0 bytes")
-        return _decode(io.BytesIO(source), source_name(source), max_pixels, formats)
+            raise ImageError(f"'{name}' is empty (0 bytes)" if name else "the image has 0 bytes")
+        return _decode(io.BytesIO(source), name or source_name(source), max_pixels, formats)
     path = Path(source)
     try:
         if not path.exists():
@@ -82,12 +134,21 @@ def resize_image(image: Uint8, spec: ImageSpec) -> Uint8:
 
     Columns first, then rows, rounded in between: the order is fixed because a cubic filter overshoots.
     """
-    height, width = spec.size
-    box = spec.box(*image.shape[:2])
-    if image.shape[:2] == (height, width) and box == (0, 0, width, height):
+    if image.shape[:2] == spec.size and spec.box(*spec.size) == (0, 0, spec.size[1], spec.size[0]):
         return image
-    left, top, right, bottom = box
-    cut = Image.fromarray(image[top:bottom, left:right])
+    left, top, right, bottom = spec.box(*image.shape[:2])
+    return _scaled(Image.fromarray(image[top:bottom, left:right]), spec)
+
+
+def _resized(picture: Image.Image, spec: ImageSpec) -> Uint8:
+    box, whole = spec.box(picture.height, picture.width), (0, 0, picture.width, picture.height)
+    if box == whole and (picture.height, picture.width) == spec.size:
+        return np.asarray(picture)
+    return _scaled(picture if box == whole else picture.crop(box), spec)
+
+
+def _scaled(cut: Image.Image, spec: ImageSpec) -> Uint8:
+    height, width = spec.size
     columns = cut.resize(
         (width, cut.height), _RESAMPLING[spec.interpolation]
     )  # newer versions of Pillow may take rows first
@@ -124,7 +185,7 @@ def source_name(source: ImageSource) -> str:
     return "bytes" if isinstance(source, bytes) else type(source).__name__
 
 
-def _decode(stream: Any, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Uint8:
+def _decode(stream: Any, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Image.Image:
     with _image_errors(f"'{name}'"), Image.open(stream, formats=formats) as image:
         return _to_rgb(image, f"'{name}'", max_pixels)
 
@@ -152,7 +213,7 @@ def _unreadable(path: Path, error: OSError) -> ImageError:
     return ImageError(f"'{path}' cannot be read: {error.strerror or error}")
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Uint8:
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
@@ -164,11 +225,11 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Uint8:
         raise ImageError(f"{name} has no pixels ({width}×{height})")
     image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_array(_to_eight_bits(np.asarray(image)))
+        return Image.fromarray(_from_array(_to_eight_bits(np.asarray(image))))
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.asarray(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -204,5 +265,6 @@ def _from_array(array: np.ndarray[Any, Any]) -> Uint8:
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
     if array.shape[2] == 4:
-        return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), "the array", array.shape[0] * array.shape[1])
+        picture = Image.fromarray(np.ascontiguousarray(array))
+        return np.asarray(_to_rgb(picture, "the array", array.shape[0] * array.shape[1]))
     return np.ascontiguousarray(array)

@@ -221,9 +221,10 @@ def explain(
     from ..accel.image import find_images
     from ..accel.pipeline import PipelineConfig, explain_images
     from ..contracts import MaskQuery
-    from ..errors import UsageError, require
+    from ..errors import require
     from .outcome import Outcome
     from .progress import counting_progress
+    from .target import target_indices
 
     Image.MAX_IMAGE_PIXELS = None  # this process is ours: --max-megapixels is the limit, checked before decoding
     pixels = int(max_megapixels * 1e6)
@@ -301,19 +302,7 @@ def explain(
         _refuse_given(context, ("spec", "weights"), "belongs to --method or --checkpoint")
         assert bundle is not None, "checked above"
         running = open_engine(bundle, **engine.settings())
-    manifest = running.bundle.manifest
-    indices = tuple(running.bundle.target_index(target) for target in targets) or (-1,)
-    if max(indices) >= 0 and not manifest.class_specific:
-        if len(indices) > 1:
-            raise UsageError(
-                "this explainer explains the predicted class only; leave out --target, take another method, or train "
-                "one with --class-conditional"
-            )
-        click.echo(
-            "Note: this explainer explains the predicted class only; its masks show the evidence for the prediction; "
-            f"the probability is that of '{manifest.class_names[indices[0]]}'.",
-            err=True,
-        )
+    indices = target_indices(running.bundle, targets)
     asked = areas if _is_given(context, "areas") else ()
     whole = MaskQuery()
     query = MaskQuery(areas=asked, size=size, box=box or whole.box, parts=several or 0)

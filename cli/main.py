@@ -15,6 +15,7 @@ __all__ = ["main", "saccade"]
 
 COMMANDS = {
     "explain": "explain:explain",
+    "batch": "batch:batch",
     "serve": "serve:serve",
     "train": "train:train",
     "export": "export:export",

@@ -18,7 +18,7 @@ from ...contracts import Explanation, MaskQuery, Uint8
 from ...errors import BundleError, ImageError
 from ..bundle import file_sha256
 from ..engine import Engine
-from ..image import load_image, resize_image
+from ..image import load_image, load_resized, resize_image
 from ..manifest import MANIFEST_FILE
 from ..results import ImageExplanation
 from .config import Limits
@@ -33,6 +33,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # decoders that strangers' file
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino", "tensorrt": "tensorrt_plan"}
 _REQUEST_PIXELS = 2  # of all images of a request, in units of what one may have
 _SAMPLES = 8
+_QUOTED = "'the file'"  # as errors call it
 _PAIRS = 5  # of calls, that tell the cost in forwards
 
 Outputs = dict[str, Tensor]
@@ -185,19 +186,27 @@ class ServedModel:
         for index, file in enumerate(work.encoded):
             if not wanted():
                 raise ClientGone("nobody waits for the request any more")
-            try:
-                image = load_image(file, max_pixels=most, formats=FORMATS)
-            except ImageError as error:
-                said = str(error).replace("'bytes'", "the file")
-                raise BadRequest(f"image {index}: {said} ({', '.join(FORMATS)} are read)") from None
-            pixels += image.shape[0] * image.shape[1]
+            image, size = self._decoded(file, index, keep=keep)
+            pixels += size[0] * size[1]
             if pixels > _REQUEST_PIXELS * most:
                 raise TooLarge(
                     f"the images have more than {_REQUEST_PIXELS * most / 1e6:.0f} megapixels together; send fewer at "
                     "once, or smaller ones"
                 )
-            found.append(image if keep else resize_image(image, self.manifest.image))
+            found.append(image)
         return found
+
+    def _decoded(self, file: bytes, index: int, *, keep: bool) -> tuple[Uint8, tuple[int, int]]:
+        """One image, as it came or at the model's size, and its own size."""
+        most = self.limits.pixels
+        try:
+            if keep:
+                image = load_image(file, max_pixels=most, formats=FORMATS, name="the file")
+                return image, image.shape[:2]
+            return load_resized(file, self.manifest.image, max_pixels=most, formats=FORMATS, name="the file")
+        except ImageError as error:
+            read = f"; {', '.join(FORMATS)} are read" if "can be read here" in str(error) else ""
+            raise BadRequest(f"image {index}: {str(error).replace(_QUOTED, _QUOTED[1:-1])}{read}") from None
 
     def answer(self, works: Sequence[Work], decoded: Sequence[list[Uint8]]) -> list[Answer]:
         """Answer requests whose keys are equal and whose images, but those of any size, have one size.

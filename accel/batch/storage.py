@@ -1,0 +1,231 @@
+"""Where a source's files lie: a local disk, or whatever fsspec opens."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import ImageError, SaccadeError, UsageError, require
+
+__all__ = ["Fsspec", "Local", "Storage", "expand_braces", "has_wildcards", "is_url", "storage_of"]
+
+_MOST_EXPANDED = 1_000_000
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class Storage(Protocol):
+    """Files by path; what cannot be read is an `ImageError` that says why.
+
+    Attributes:
+        remote: reading a file takes a round trip through a network.
+    """
+
+    remote: bool
+
+    def kind(self, path: str) -> str | None:
+        """``"file"``, ``"folder"``, or None where there is nothing."""
+        ...
+
+    def walk(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Name below the folder and size of every file, in an order that depends on the names alone."""
+        ...
+
+    def matches(self, pattern: str) -> list[str]:
+        """The paths of the files that a pattern with wildcards matches, sorted."""
+        ...
+
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """The content of a file."""
+        ...
+
+    def open(self, path: str) -> Any:
+        """A binary stream of a file."""
+        ...
+
+
+class Local:
+    """The local disk, and what is mounted there."""
+
+    remote = False
+
+    def kind(self, path: str) -> str | None:
+        """See `Storage`."""
+        return "folder" if os.path.isdir(path) else "file" if os.path.exists(path) else None
+
+    def walk(self, folder: str) -> Iterator[tuple[str, int]]:
+        """See `Storage`; links to folders are not followed."""
+        yield from self._walk(folder, "")
+
+    def _walk(self, folder: str, below: str) -> Iterator[tuple[str, int]]:
+        folders = []
+        try:
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: os.fsencode(entry.name))
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry)
+                elif entry.is_file():
+                    yield below + entry.name, entry.stat().st_size
+        except OSError as error:
+            raise _unreadable(error.filename or folder, error) from None
+        for entry in folders:
+            yield from self._walk(entry.path, f"{below}{entry.name}/")
+
+    def matches(self, pattern: str) -> list[str]:
+        """See `Storage`."""
+        return sorted((path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)), key=os.fsencode)
+
+    def size(self, path: str) -> int:
+        """See `Storage`."""
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+    def read(self, path: str) -> bytes:
+        """See `Storage`."""
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+    def open(self, path: str) -> Any:
+        """See `Storage`."""
+        try:
+            return Path(path).open("rb")
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+
+class Fsspec:
+    """A file system of fsspec.
+
+    Args:
+        url: any address in it.
+
+    Raises:
+        UsageError: fsspec knows no such protocol, or the address is not one.
+        MissingDependencyError: fsspec, or what it needs for this protocol, is not installed.
+    """
+
+    remote = True
+
+    def __init__(self, url: str) -> None:
+        fsspec = require("fsspec", extra="batch", purpose=f"reading '{url}'")
+        try:
+            self._files, _ = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"'{url}' cannot be opened: {_first_line(error)}") from None
+        except Exception as error:  # each file system has errors of its own
+            raise _unreadable(url, error) from None
+
+    def kind(self, path: str) -> str | None:
+        """See `Storage`."""
+        try:
+            if self._files.isfile(path):  # first: to ask a web server for a folder is to download the file
+                return "file"
+            return "folder" if self._files.isdir(path) else None
+        except Exception as error:
+            raise _unreadable(path, error) from None
+
+    def walk(self, folder: str) -> Iterator[tuple[str, int]]:
+        """See `Storage`."""
+        root = self._files._strip_protocol(folder).rstrip("/")
+        try:
+            for path, folders, files in self._files.walk(root, detail=True, on_error="raise"):
+                for name in sorted(folders):  # the order in which they are entered next
+                    folders[name] = folders.pop(name)
+                below = path.rstrip("/")[len(root) :].strip("/")
+                for name in sorted(files):
+                    if name:
+                        yield f"{below}/{name}".lstrip("/"), int(files[name].get("size") or 0)
+        except SaccadeError:
+            raise
+        except Exception as error:
+            raise _unreadable(folder, error) from None
+
+    def matches(self, pattern: str) -> list[str]:
+        """See `Storage`."""
+        try:
+            found = self._files.glob(pattern, detail=True)
+        except Exception as error:
+            raise _unreadable(pattern, error) from None
+        fixed = pattern[: re.search(r"[*?\[]|$", pattern).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        start = len(self._files._strip_protocol(fixed))
+        names = (path[start:].lstrip("/") for path, about in found.items() if about.get("type") == "file")
+        return [f"{fixed}/{name}" for name in sorted(names)]
+
+    def size(self, path: str) -> int:
+        """See `Storage`."""
+        try:
+            return int(self._files.size(path) or 0)
+        except Exception as error:
+            raise _unreadable(path, error) from None
+
+    def read(self, path: str) -> bytes:
+        """See `Storage`."""
+        try:
+            content: bytes = self._files.cat_file(path)
+        except Exception as error:
+            raise _unreadable(path, error) from None
+        return content
+
+    def open(self, path: str) -> Any:
+        """See `Storage`."""
+        try:
+            return self._files.open(path, "rb")
+        except Exception as error:
+            raise _unreadable(path, error) from None
+
+
+def storage_of(path: str) -> Storage:
+    """The file system that a path or an address lies in."""
+    return Fsspec(path) if is_url(path) else Local()
+
+
+def is_url(path: str) -> bool:
+    """``s3://bucket/folder`` and the like."""
+    return re.match(r"[A-Za-z][\w+.-]*://", path) is not None
+
+
+def has_wildcards(path: str) -> bool:
+    """The path is a pattern."""
+    return any(sign in path for sign in "*?[")
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The paths that ``shards-{000..099}.tar`` or ``{a,b}.tar`` stand for, in order; a path without braces as it is.
+
+    Raises:
+        UsageError: a range that runs backwards, or stands for a million paths.
+    """
+    found = re.search(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    before, inside, after = pattern[: found.start()], found[1], pattern[found.end() :]
+    if numbers := _RANGE.fullmatch(inside):
+        first, last = int(numbers[1]), int(numbers[2])
+        if last < first or last - first >= _MOST_EXPANDED:
+            raise UsageError(f"'{{{inside}}}' is not a range from a smaller to a larger number; write {{000..099}}")
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0
+        parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    else:
+        parts = inside.split(",")
+    return [path for part in parts for path in expand_braces(before + part + after)]
+
+
+def _unreadable(path: Any, error: Exception) -> ImageError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+    return ImageError(f"'{os.fsdecode(path)}' cannot be read: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
