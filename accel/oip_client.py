@@ -56,6 +56,12 @@ class OipClient:
         """Close the connection; the next request opens it again."""
         self._connection.close()
 
+    def __enter__(self) -> OipClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def is_ready(self, model: str) -> bool:
         """The server has the model, and it can be asked."""
         return self._ask("GET", f"/v2/models/{urllib.parse.quote(model)}/ready")[0] == 200
@@ -67,6 +73,20 @@ class OipClient:
             EngineError: the server does not answer, or has no such model.
         """
         return self._json(f"/v2/models/{urllib.parse.quote(model)}")
+
+    def models(self) -> list[str]:
+        """Names of the models that the server lists; servers need not.
+
+        Raises:
+            EngineError: the server does not answer, or does not tell.
+        """
+        status, _, body = self._ask("POST", "/v2/repository/index", b"{}")
+        if status != 200:
+            raise EngineError(f"the server at {self.url} does not tell its models: {_reason(status, body)}")
+        try:
+            return sorted({str(entry["name"]) for entry in json.loads(body)})
+        except (ValueError, KeyError, TypeError):
+            raise EngineError(f"the server at {self.url} does not speak the Open Inference Protocol v2") from None
 
     def max_batch_size(self, model: str) -> int | None:
         """Images per request at most, which Triton tells of its models; None where there is no saying."""

@@ -18,6 +18,7 @@ import io
 import json
 import random
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,7 @@ __all__ = ["Fuzzer"]
 Request = tuple[str, str, bytes, dict[str, str]]
 _ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 2**64, 1e308, 0.5, "", "x", "1,2,3,4", "\x00", "💥" * 50,
-    [], [[]], {}, [None], {"": {}}, [1, 2, [3]], "image", "a" * 5000,
+    [], [[]], {}, [None], {"": {}}, [1, 2, [3]], "image", "a" * 5000, ["b" * 50_000, *[0] * 3071], [[]] * 5000,
 ]  # fmt: skip
 _KEYS = [
     "inputs", "outputs", "id", "parameters", "name", "shape", "datatype", "data", "binary_data_size", "binary_data",
@@ -42,25 +43,26 @@ class Fuzzer:
 
     Args:
         address: host and port.
-        models: names of models that are served, with any input of 32×32 pixels or encoded images.
+        models: names of models that are served.
         seed: the same seed makes the same requests.
+        side: pixels a side that the models take.
 
     Attributes:
         last_bad: the last request that the server failed on, and its answer.
     """
 
-    def __init__(self, address: tuple[str, int], models: list[str], seed: int = 0) -> None:
+    def __init__(self, address: tuple[str, int], models: list[str], seed: int = 0, side: int = 32) -> None:
         self._address = address
         self._models = models
         self._random = random.Random(seed)
         self._connection: http.client.HTTPConnection | None = None
         self.last_bad: tuple[Request, bytes] | None = None
-        pixels = bytes(self._random.randrange(256) for _ in range(32 * 32 * 3))
-        self._pixels = pixels
+        pixels = bytes(self._random.randrange(256) for _ in range(side * side * 3))
+        self._pixels, self._side = pixels, side
         self._files = []
         for form in ("PNG", "JPEG", "WEBP", "GIF"):
             stream = io.BytesIO()
-            Image.frombytes("RGB", (32, 32), pixels).save(stream, form)
+            Image.frombytes("RGB", (side, side), pixels).save(stream, form)
             self._files.append(stream.getvalue())
 
     def run(self, count: int, on_progress: Callable[[int], None] = lambda done: None) -> Counter[int]:
@@ -78,8 +80,9 @@ class Fuzzer:
     def send(self, request: Request) -> tuple[int, bytes]:
         """Status and body of the answer; 0 and the reason where there is none."""
         method, path, body, headers = request
-        for fresh in (False, True):  # the server may have closed the connection since
-            if self._connection is None or fresh:
+        for last in (False, True):  # the server may have closed a connection that was open; a new one it may not
+            last = last or self._connection is None
+            if self._connection is None:
                 self._connection = http.client.HTTPConnection(*self._address, timeout=60)
             try:
                 self._connection.request(method, path, body, headers)
@@ -91,6 +94,8 @@ class Fuzzer:
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 reason = repr(error).encode()
+                if last:
+                    break
         return 0, reason
 
     def close(self) -> None:
@@ -119,8 +124,9 @@ class Fuzzer:
             length = draw.choice([0, 1, len(body), len(body) + 1, -1, "x", 10**15])
             headers["Inference-Header-Content-Length"] = str(length)
         elif kind < 0.35:
-            headers["Content-Encoding"] = draw.choice(["gzip", "deflate", "br", "gzip, gzip"])
-            body = gzip.compress(body) if draw.random() < 0.7 else body
+            headers["Content-Encoding"] = coding = draw.choice(["gzip", "deflate", "br", "gzip, gzip"])
+            pack = zlib.compress if coding == "deflate" else gzip.compress
+            body = pack(body) if draw.random() < 0.7 else body
         elif kind < 0.4:
             nonsense = "/" + "".join(chr(draw.randrange(33, 126)) for _ in range(12)).replace("?", "")
             ends = [path.replace("infer", end) for end in ("", "ready", "config", "%00", "%F0")]
@@ -134,7 +140,7 @@ class Fuzzer:
         """A request as it should be, and its binary tensors."""
         draw = self._random
         if draw.random() < 0.5:
-            tensor: dict[str, Any] = {"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
+            tensor: dict[str, Any] = {"name": "image", "datatype": "UINT8", "shape": [1, self._side, self._side, 3]}
             raw = self._pixels
             data: Any = list(raw)
         else:
@@ -147,6 +153,20 @@ class Fuzzer:
         else:
             tensor["data"], raw = data, b""
         document: dict[str, Any] = {"inputs": [tensor]}
+        if draw.random() < 0.4:
+            name, datatype, values = draw.choice(
+                [
+                    ("target", "INT64", [draw.randrange(-2, 6) for _ in range(draw.choice([1, 1, 2, 500]))]),
+                    ("areas", "FP32", [draw.random() * 1.1 for _ in range(draw.choice([1, 3, 2000]))]),
+                    ("rows", "FP32", [draw.uniform(-2, 2) for _ in range(draw.choice([1, 16, 3000]))]),
+                    ("columns", "FP32", [draw.uniform(-2, 2) for _ in range(draw.choice([1, 16, 3000]))]),
+                ]
+            )
+            shape = [1, len(values)] if name == "target" else [len(values)]
+            document["inputs"].append({"name": name, "datatype": datatype, "shape": shape, "data": values})
+        if draw.random() < 0.2:
+            key, value = draw.choice([("size", 64), ("size", "9000x9000"), ("box", "0,0,0.5,0.5"), ("parts", 2)])
+            document["parameters"] = {key: value}
         if draw.random() < 0.3:
             document["outputs"] = [{"name": draw.choice(["mask", "probabilities", "target_class", "mask_png"])}]
         return document, raw
@@ -196,9 +216,10 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", type=int, default=32, help="pixels a side that the models take")
     arguments = parser.parse_args()
     host, _, port = arguments.address.rpartition(":")
-    fuzzer = Fuzzer((host, int(port)), arguments.models, arguments.seed)
+    fuzzer = Fuzzer((host, int(port)), arguments.models, arguments.seed, arguments.side)
 
     def tell(done: int) -> None:
         if done % 1000 == 0:

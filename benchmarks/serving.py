@@ -35,11 +35,11 @@ from rich.table import Table
 from saccade.accel.bundle import Bundle, open_bundle
 from saccade.accel.engines import open_engine
 from saccade.accel.machine import core_count, machine
-from saccade.accel.traffic.load import LoadRow, closed_loop, expected_answers, open_loop
-from saccade.accel.traffic.payload import Address, model_metadata, payloads
+from saccade.accel.traffic.load import LoadRow, closed_loop, open_loop
+from saccade.accel.traffic.payload import Address, Payload, payloads
 from saccade.evaluate.weights_folder import WEIGHTS
-from saccade.export.triton_server.repository import write_repository
-from saccade.export.triton_server.settings import TritonConfig
+from saccade.export.triton_server.repository import deploy
+from saccade.export.triton_server.settings import TritonSettings
 from saccade.export.write_bundle import export_trained
 from saccade.methods.checkpoint import load_checkpoint
 
@@ -91,60 +91,71 @@ def real_triton(bundle: Path, folder: Path) -> Iterator[Address | None]:
     if not triton_server.installed():
         yield None
         return
-    write_repository({"model": bundle}, folder / "repository", TritonConfig())
+    deploy([open_bundle(bundle)], folder / "repository", TritonSettings(name="model"))
     with triton_server.running_server(folder / "repository", folder / "triton.log") as server:
         yield Address("127.0.0.1", int(server.url.rsplit(":", 1)[1]), "model")
 
 
-def bare(bundle: Bundle, threads: int, seconds: float) -> tuple[float, list[float]]:
-    """Images/s of so many threads that call one engine, an image each, and the seconds of each call."""
-    engine = open_engine(bundle, threads=1)
-    images = np.random.default_rng(0).integers(0, 256, (4, 1, *bundle.manifest.image.size, 3), dtype=np.uint8)
-    engine.run(images[0])
-    times: list[float] = []
-    end = time.perf_counter() + seconds
+class Bare:
+    """The engine alone, called by threads."""
 
-    def call() -> None:
-        turn = 0
-        while (began := time.perf_counter()) < end:
-            engine.run(images[turn % 4])
-            times.append(time.perf_counter() - began)
-            turn += 1
+    def __init__(self, bundle: Bundle) -> None:
+        self.engine = open_engine(bundle, threads=1)
+        self.images = np.random.default_rng(0).integers(0, 256, (4, 1, *bundle.manifest.image.size, 3), dtype=np.uint8)
+        self.engine.run(self.images[0])
 
-    began = time.perf_counter()
-    workers = [threading.Thread(target=call) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return len(times) / (time.perf_counter() - began), times
+    def run(self, threads: int, seconds: float) -> tuple[float, list[float]]:
+        """Images/s of so many threads, an image each, and the seconds of each call; as of the servers, the first fifth
+        of the time is not counted.
+        """
+        times: list[float] = []
+        start = time.perf_counter()
+        begins, end = start + seconds / 5, start + seconds
+
+        def call() -> None:
+            turn = 0
+            while (began := time.perf_counter()) < end:
+                self.engine.run(self.images[turn % 4])
+                if began >= begins:
+                    times.append(time.perf_counter() - began)
+                turn += 1
+
+        workers = [threading.Thread(target=call) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return len(times) / (time.perf_counter() - begins), times
+
+    def answers(self, requests: list[Payload]) -> list[bytes]:
+        """What a server has to answer: prediction and mask of the pixels in each request, one thread as there."""
+        found = []
+        for request in requests:
+            length = int(request.head.split(b"Inference-Header-Content-Length: ")[1].split(b"\r\n")[0])
+            pixels = np.frombuffer(request.body[length : length + self.images[0].nbytes], np.uint8)
+            answer = self.engine.run(pixels.reshape(self.images[0].shape))
+            found.append(answer.probabilities.tobytes() + answer.mask.tobytes())
+        return found
 
 
-def outputs_of(metadata: dict[str, Any]) -> list[str]:
-    """Prediction and mask, as both servers call them."""
-    return [
-        tensor["name"] for tensor in metadata["outputs"] if tensor["name"] in ("probabilities", "target_class", "mask")
-    ]
+OUTPUTS = ("probabilities", "mask")
 
 
-def loaded(address: Address, clients: int, seconds: float) -> LoadRow:
-    async def run() -> LoadRow:
-        metadata = model_metadata(address)
-        requests = payloads(address, metadata, outputs=outputs_of(metadata))
-        expected = [reply.tensors for reply in await expected_answers(address, requests, TIMEOUT)]
-        return await closed_loop(address, requests, expected, clients=clients, seconds=seconds, timeout=TIMEOUT)
-
-    return _run(run())
+def requests_for(address: Address) -> list[Payload]:
+    with address.client as client:
+        return payloads(address, client.metadata(address.model), outputs=OUTPUTS)
 
 
-def overloaded(address: Address, rate: float, seconds: float) -> LoadRow:
-    async def run() -> LoadRow:
-        metadata = model_metadata(address)
-        requests = payloads(address, metadata, outputs=outputs_of(metadata))
-        expected = [reply.tensors for reply in await expected_answers(address, requests, TIMEOUT)]
-        return await open_loop(address, requests, expected, rate=rate, seconds=seconds, timeout=TIMEOUT, most=1000)
+def loaded(address: Address, engine: Bare, clients: int, seconds: float) -> LoadRow:
+    requests = requests_for(address)
+    expected = engine.answers(requests)
+    return _run(closed_loop(address, requests, expected, clients=clients, seconds=seconds, timeout=TIMEOUT))
 
-    return _run(run())
+
+def overloaded(address: Address, engine: Bare, rate: float, seconds: float) -> LoadRow:
+    requests = requests_for(address)
+    expected = engine.answers(requests)
+    return _run(open_loop(address, requests, expected, rate=rate, seconds=seconds, timeout=TIMEOUT, most=500))
 
 
 def _run(work: Any) -> LoadRow:
@@ -162,45 +173,56 @@ def memory_mib(process: int) -> float:
     return 0.0
 
 
-def throughput(bundle: Bundle, served: Address, rival: Address | None, rounds: int, seconds: float) -> dict[str, Any]:
+def throughput(engine: Bare, served: Address, rival: Address | None, rounds: int, seconds: float) -> dict[str, Any]:
     """Images/s, round by round."""
     found: dict[str, list[float]] = {"engine": [], "saccade": [], "triton": []}
-    wrong = 0
+    wrong = {"saccade": 0, "triton": 0}
     for turn in range(rounds):
         for name in ("engine", "saccade", "triton") if turn % 2 == 0 else ("triton", "saccade", "engine"):
             if name == "engine":
-                found[name].append(bare(bundle, core_count(), seconds)[0])
+                found[name].append(engine.run(core_count(), seconds)[0])
             elif (address := served if name == "saccade" else rival) is not None:
-                row = loaded(address, CLIENTS, seconds)
+                row = loaded(address, engine, CLIENTS, seconds)
                 found[name].append(row.images_per_second)
-                wrong += row.wrong + row.failed
-    ratio = [own / engine for own, engine in zip(found["saccade"], found["engine"], strict=True)]
-    rest = [own / other for own, other in zip(found["saccade"], found["triton"], strict=False)]
+                wrong[name] += row.wrong + row.failed + row.refused
+    of_engine = [own / bare for own, bare in zip(found["saccade"], found["engine"], strict=True)]
+    of_triton = [own / other for own, other in zip(found["saccade"], found["triton"], strict=False)]
     return {
         "images_per_second": {name: round(statistics.median(values), 1) for name, values in found.items() if values},
-        "of_engine": round(statistics.median(ratio), 3),
-        "of_triton": round(statistics.median(rest), 3) if rest else None,
+        "of_engine": round(statistics.median(of_engine), 3),
+        "of_triton": round(statistics.median(of_triton), 3) if of_triton else None,
+        "triton": "2.51, ONNX Runtime through its Python backend" if of_triton else None,
         "rounds": {name: [round(value, 1) for value in values] for name, values in found.items()},
-        "wrong_or_failed": wrong,
+        "wrong_failed_or_refused": wrong,
     }
 
 
-def latency(bundle: Bundle, served: Address, rounds: int, seconds: float) -> dict[str, Any]:
+def latency(engine: Bare, served: Address, rounds: int, seconds: float) -> dict[str, Any]:
     """Median latency of one client, over that of the engine called in turn with it."""
+
+    def alone() -> float | None:
+        return statistics.median(engine.run(1, seconds)[1]) * 1e3
+
+    def through() -> float | None:
+        return loaded(served, engine, 1, seconds).p50_ms
+
     pairs = []
-    for _ in range(rounds):
-        engine = statistics.median(bare(bundle, 1, seconds)[1]) * 1e3
-        row = loaded(served, 1, seconds)
-        assert row.p50_ms is not None
-        pairs.append((engine, row.p50_ms))
+    for turn in range(rounds):
+        first, second = (alone, through) if turn % 2 == 0 else (through, alone)
+        found = {first: first(), second: second()}
+        bare, own = found[alone], found[through]
+        assert bare is not None
+        assert own is not None
+        pairs.append((bare, own))
     return {
-        "engine_ms": round(statistics.median(engine for engine, _ in pairs), 3),
+        "engine_ms": round(statistics.median(bare for bare, _ in pairs), 3),
         "served_ms": round(statistics.median(own for _, own in pairs), 3),
-        "added_ms": round(statistics.median(own - engine for engine, own in pairs), 3),
+        "added_ms": round(statistics.median(own - bare for bare, own in pairs), 3),
+        "rounds": [[round(bare, 3), round(own, 3)] for bare, own in pairs],
     }
 
 
-def overload(served: Address, process: int, capacity: float, seconds: float) -> dict[str, Any]:
+def overload(engine: Bare, served: Address, process: int, capacity: float, seconds: float) -> dict[str, Any]:
     """What a server does with five times what it can carry."""
     memory: list[float] = []
     done = threading.Event()
@@ -211,10 +233,10 @@ def overload(served: Address, process: int, capacity: float, seconds: float) -> 
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    row = overloaded(served, OVERLOAD * capacity, seconds)
+    row = overloaded(served, engine, OVERLOAD * capacity, seconds)
     done.set()
     watcher.join()
-    after = loaded(served, CLIENTS, 3)
+    after = loaded(served, engine, CLIENTS, 3)
     fifth = len(memory) // 5
     return {
         **vars(row),
@@ -241,18 +263,19 @@ def main() -> None:
             folder = Path(temporary)
             BUNDLES[model](folder / "bundle")
             bundle = open_bundle(folder / "bundle")
+            engine = Bare(bundle)
             with (
                 saccade_server(bundle.path, folder / "serve.log") as (served, process),
                 real_triton(bundle.path, folder) as rival,
             ):
                 row = rows.setdefault(model, {})
                 if "throughput" in parts:
-                    row["throughput"] = throughput(bundle, served, rival, arguments.rounds, arguments.seconds)
+                    row["throughput"] = throughput(engine, served, rival, arguments.rounds, arguments.seconds)
                 if "latency" in parts:
-                    row["latency"] = latency(bundle, served, arguments.rounds, arguments.seconds)
+                    row["latency"] = latency(engine, served, arguments.rounds, arguments.seconds)
                 if "overload" in parts:
-                    capacity = loaded(served, CLIENTS, arguments.seconds).images_per_second
-                    row["overload"] = overload(served, process, capacity, arguments.overload_seconds)
+                    capacity = loaded(served, engine, CLIENTS, arguments.seconds).images_per_second
+                    row["overload"] = overload(engine, served, process, capacity, arguments.overload_seconds)
                 row["machine"] = machine()
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
     table = Table("model", "measured", "value", box=None)

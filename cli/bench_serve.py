@@ -68,6 +68,14 @@ class Rates(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
 )
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Of images.")
 @click.option(
+    "--side",
+    type=click.IntRange(1, 8192),
+    default=256,
+    show_default=True,
+    metavar="PX",
+    help="Of the noise, where the model takes images of any size.",
+)
+@click.option(
     "--outputs", type=Names(), default="", metavar="NAME,…", help="Outputs that are asked for. [default: all]"
 )
 @click.option(
@@ -94,6 +102,7 @@ def bench_serve(
     rates: tuple[float, ...] | None,
     images: tuple[Path, ...],
     batch_size: int,
+    side: int,
     outputs: tuple[str, ...],
     seconds: float,
     timeout: float,
@@ -114,22 +123,29 @@ def bench_serve(
       saccade bench serve localhost:8000 --clients 8 --rates 50,100,200 --plot load.png
     """
     import asyncio
+    from dataclasses import replace
 
     from rich.console import Console
     from rich.progress import Progress
 
     from ..accel.machine import machine
     from ..accel.traffic.load import closed_loop, expected_answers, open_loop
-    from ..accel.traffic.payload import Address, model_metadata, payloads
-    from ..errors import EngineError, OutputError
+    from ..accel.traffic.payload import Address, payloads
+    from ..errors import EngineError, OutputError, UsageError
 
     address = Address.parse(url, model or "", api_key)
     if model is None:
-        address = Address.parse(url, _only_model(address), api_key)
+        with address.client as client:
+            names = client.models()
+        if len(names) != 1:
+            raise UsageError(f"the server has {len(names)} models; name one with --model: {', '.join(names)}")
+        address = replace(address, model=names[0])
     files = [path.read_bytes() for path in images]
-    requests = payloads(address, model_metadata(address), files=files, batch=batch_size, outputs=outputs)
+    with address.client as client:
+        metadata = client.metadata(address.model)
+    requests = payloads(address, metadata, files=files, batch=batch_size, side=side, outputs=outputs)
 
-    async def measure(progress: Progress) -> list[LoadRow]:
+    async def measure(progress: Progress) -> tuple[list[LoadRow], bool]:
         first = await expected_answers(address, requests, timeout)
         if bad := next((reply for reply in first if reply.status != 200), None):
             raise EngineError(f"the idle server does not answer: {bad.status} {bad.reason or bad.tensors.decode()}")
@@ -156,10 +172,10 @@ def bench_serve(
         best = max(row.answered / row.seconds for row in rows)
         for rate in tuple(round(best * share, 1) for share in _SHARES if best) if rates is None else rates:
             await level(f"{rate:g} requests/s", open_loop, rate=rate, most=most)
-        return rows
+        return rows, bool(expected)
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        rows = asyncio.run(measure(progress))
+        rows, compared = asyncio.run(measure(progress))
     if plot is not None:
         from .bench_serve_plot import draw_load
 
@@ -168,34 +184,15 @@ def bench_serve(
         except OSError as error:
             raise OutputError(f"cannot write '{plot}': {error.strerror or error}") from None
     if as_json:
-        about = {"url": url, "model": address.model, "batch": batch_size, "machine": machine()}
+        about = {"url": url, "model": address.model, "compared": compared, "batch": batch_size, "machine": machine()}
         click.echo(json.dumps([{**vars(row), **about} for row in rows], indent=2))
     else:
         _print(address.model, rows)
+        if not compared:
+            click.echo("The idle server's answers differ from time to time, so none were compared.")
         if plot is not None:
             click.echo(f"picture in {plot}")
     return 1 if any(row.failed or row.wrong for row in rows) else 0
-
-
-def _only_model(address: Any) -> str:
-    """The name of the only model that a server lists."""
-    import urllib.request
-
-    from ..errors import EngineError, UsageError
-
-    request = urllib.request.Request(
-        f"http://{address.host}:{address.port}/v2/repository/index", b"{}", address.headers, method="POST"
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=10) as response:
-            names = sorted({str(entry["name"]) for entry in json.loads(response.read())})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(
-            f"no server at {address.host}:{address.port} tells its models ({error}); name one with --model"
-        ) from None
-    if len(names) != 1:
-        raise UsageError(f"the server has {len(names)} models; name one with --model: {', '.join(names)}")
-    return names[0]
 
 
 def _print(name: str, rows: Sequence[LoadRow]) -> None:

@@ -27,10 +27,14 @@ _NEEDS = (  # package, what for, extra; the core packages have no extra
     ("scipy", "AIC, SIC, the sanity check", "evaluate"),
     ("captum", "baselines to compare with", "evaluate"),
     ("starlette", "saccade serve", "serve"),
+    ("grpcio", "saccade serve", "serve"),
     ("uvicorn", "saccade serve", "serve"),
     ("orjson", "saccade serve", "serve"),
     ("prometheus-client", "saccade serve", "serve"),
-    ("tritonclient", "saccade serve, gRPC", "serve"),
+    ("pyarrow", "saccade batch", "batch"),
+    ("fsspec", "saccade batch", "batch"),
+    ("ray", "saccade batch --ray", "ray"),
+    ("tritonclient", "saccade deploy triton", "deploy"),
     ("openvino", "engine openvino", "openvino"),
     ("tensorrt", "engine tensorrt", "tensorrt"),
     ("tensorrt-rtx", "engine tensorrt, RTX GPUs", "tensorrt-rtx"),
@@ -40,7 +44,7 @@ _NEEDS = (  # package, what for, extra; the core packages have no extra
     ("matplotlib", "planted scenes", "scenes"),
 )
 
-_FASTER = ("openvino", "tensorrt", "tensorrt-rtx")  # engines besides the one that comes along
+_FASTER = ("openvino", "tensorrt", "tensorrt-rtx", "ray")  # engines besides the one that comes along, and clusters
 
 
 @click.command()

@@ -36,7 +36,7 @@ class LoadRow:
         images_per_second: of the answered ones.
         p50_ms, p95_ms, p99_ms: latency of the answered ones, in an open loop from when they were due; None where there
             were none.
-        refusal_p99_ms: latency of the refusals; None where there were none.
+        refusal_p99_ms, refusal_max_ms: latency of the refusals; None where there were none.
         reasons: of failures, with their number.
     """
 
@@ -53,6 +53,7 @@ class LoadRow:
     p95_ms: float | None
     p99_ms: float | None
     refusal_p99_ms: float | None
+    refusal_max_ms: float | None
     reasons: dict[str, int] = field(default_factory=dict)
 
 
@@ -99,6 +100,7 @@ class _Tally:
             p95_ms=p95,
             p99_ms=p99,
             refusal_p99_ms=_percentile(self.refused, 99),
+            refusal_max_ms=_percentile(self.refused, 100),
             reasons=dict(self.reasons),
         )
 

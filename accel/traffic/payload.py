@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import math
 import struct
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from ...errors import EngineError, UsageError
+from ...errors import UsageError
+from ..oip_client import OipClient
 
-__all__ = ["Address", "Payload", "model_metadata", "payloads"]
+__all__ = ["Address", "Payload", "payloads"]
 
 _NUMBERS = {"UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "FP16": np.float16}
 _OPTIONAL = ("encoded_image", "areas", "rows", "columns")  # inputs that a server of Saccade does not insist on
-_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class Address:
             port = parts.port or 80
         except ValueError:
             port = 0
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise UsageError("an API key is of ASCII characters")
         if parts.scheme not in ("", "http") or not parts.hostname or not port or parts.path not in ("", "/"):
             raise UsageError(f"'{url}' is not the address of an HTTP server; write http://localhost:8000")
         return cls(parts.hostname, port, model, key)
@@ -58,42 +58,13 @@ class Address:
     @property
     def headers(self) -> dict[str, str]:
         """Of every request."""
-        return {"Host": f"{self.host}:{self.port}"} | (
-            {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
-        )
+        return {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
 
-    def get(self, path: str) -> Any:
-        """The JSON at a path of the server.
-
-        Raises:
-            EngineError: there is no server, or it says no.
-        """
+    @property
+    def client(self) -> OipClient:
+        """For everything else than load."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        request = urllib.request.Request(f"http://{host}:{self.port}{path}", headers=self.headers)
-        try:
-            with urllib.request.urlopen(request, timeout=_SECONDS) as response:
-                return json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            raise EngineError(f"the server at {self.host}:{self.port} answers {error.code}: {_said(error)}") from None
-        except (OSError, ValueError) as error:
-            raise EngineError(f"no server of models answers at {self.host}:{self.port}: {error}") from None
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.loads(error.read())["error"])
-    except (ValueError, KeyError, TypeError, OSError):
-        return error.reason
-
-
-def model_metadata(address: Address) -> dict[str, Any]:
-    """What the model says of its inputs and outputs.
-
-    Raises:
-        EngineError: there is no server, or no such model.
-    """
-    found: dict[str, Any] = address.get(f"/v2/models/{address.model}")
-    return found
+        return OipClient(f"http://{host}:{self.port}", headers=self.headers)
 
 
 @dataclass(frozen=True)
@@ -117,6 +88,7 @@ def payloads(
     *,
     files: Sequence[bytes] = (),
     batch: int = 1,
+    side: int = 256,
     outputs: Sequence[str] = (),
     count: int = 4,
     seed: int = 0,
@@ -128,6 +100,7 @@ def payloads(
         metadata: of the model.
         files: encoded images, for models that take those; without any, images are noise of the model's shape.
         batch: images in one request.
+        side: pixels of images where the model takes any size.
         outputs: that are asked for; all that the model gives unless told otherwise.
         count: of requests.
         seed: of the noise.
@@ -159,7 +132,8 @@ def payloads(
                 tail = b"".join(struct.pack("<I", len(file)) + file for file in given)
                 shape = [batch, *tensor["shape"][1:]]
             else:
-                shape = [batch if place == 0 else max(side, 1) for place, side in enumerate(tensor["shape"])]
+                free = side if len(tensor["shape"]) == 4 else 1
+                shape = [batch, *(free if length < 1 else length for length in tensor["shape"][1:])]
                 tail = _values(tensor["datatype"], shape, rng)
             inputs.append(
                 {
@@ -178,11 +152,15 @@ def payloads(
         text = json.dumps(document).encode()
         body = b"".join([text, *tails])
         headers = address.headers | {
+            "Host": f"{address.host}:{address.port}",
             "Content-Length": str(len(body)),
             "Inference-Header-Content-Length": str(len(text)),
             "Content-Type": "application/octet-stream",
         }
-        head = [f"POST /v2/models/{address.model}/infer HTTP/1.1", *(f"{key}: {headers[key]}" for key in headers)]
+        head = [
+            f"POST /v2/models/{quote(address.model)}/infer HTTP/1.1",
+            *(f"{key}: {headers[key]}" for key in headers),
+        ]
         made.append(Payload("\r\n".join([*head, "", ""]).encode("latin-1"), body, batch))
     return made
 

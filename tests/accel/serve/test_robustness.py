@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc
 from fuzz_server import Fuzzer
 from PIL import Image
 from running_server import RunningServer, running
@@ -302,6 +303,35 @@ def test_a_client_that_leaves_frees_its_place(tiny_bundle_kept: Path) -> None:
         text = server.ask("GET", "/metrics")[2].decode()
         assert 'saccade_requests_total{model="tiny",outcome="cancelled",protocol="http"} 1.0' in text
         assert server.service.metrics.totals("tiny").times["success"][0] == 1
+
+
+def test_a_server_that_must_stop_says_so_to_those_that_still_wait(tiny_bundle_kept: Path) -> None:
+    engine = open_engine(tiny_bundle_kept, threads=1)
+
+    def slow(folder: Path) -> Engine:
+        return Slow(engine, 2.0)  # type: ignore[return-value]
+
+    config = ServeConfig(port=0, grpc_port=0, workers=1, drain_timeout=0.2)
+    answered: list[tuple[int, bytes]] = []
+    with running({"tiny": tiny_bundle_kept}, config, slow) as server:
+        body, headers = request_of()
+
+        def client() -> None:
+            status, _, said = server.ask("POST", INFER, body, headers)
+            answered.append((status, said))
+
+        stream = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+        stream.start_stream(lambda result, error: None)  # asks nothing, and is not waited for
+        threads = [threading.Thread(target=client) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: server.service.dispatcher.busy == 1 and server.service.dispatcher.waiting == 2)
+        server.loop.call_soon_threadsafe(server.server.stop)
+        for thread in threads:
+            thread.join(20)
+        stream.close()
+    assert [status for status, _ in answered] == [503] * 3
+    assert all(b"the server stopped" in json.loads(said)["error"].encode() for _, said in answered)
 
 
 def test_the_fuzzer_is_the_same_for_the_same_seed() -> None:

@@ -192,8 +192,8 @@ def test_addresses_and_inputs_that_cannot_be_are_said() -> None:
     for bad in ("https://localhost:1", "localhost:x", "http://", "localhost:1/v2"):
         with pytest.raises(UsageError, match="is not the address of an HTTP server"):
             Address.parse(bad, "m")
-    with pytest.raises(EngineError, match="no server of models answers"):
-        Address("127.0.0.1", 1, "m").get("/v2")
+    with pytest.raises(EngineError, match="cannot be reached"):
+        Address("127.0.0.1", 1, "m").client.models()
     address = Address("h", 80, "m")
     with pytest.raises(UsageError, match="takes no encoded images"):
         payloads(address, METADATA, files=[b"x"])
