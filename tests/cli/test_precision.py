@@ -18,6 +18,8 @@ from saccade.evaluate.weights_folder import WEIGHTS
 
 Run = Callable[..., tuple[int, str, str]]
 
+pytestmark = pytest.mark.xdist_group("precision")  # one bundle for all, which takes a minute and more
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

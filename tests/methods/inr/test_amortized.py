@@ -33,6 +33,8 @@ from saccade.methods.upsample import interpolation_matrix, sampling_matrix
 
 AREAS = torch.tensor([0.04, 0.11, 0.37])
 
+pytestmark = pytest.mark.xdist_group("amortized")  # one trained network for all
+
 
 def built(explainee: Explainee, **settings: Any) -> AmortizedExplainer:
     torch.manual_seed(3)
