@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from ...errors import SaccadeError
 from .errors import BadRequest, BodyTimeout, ClientGone, Overloaded, RequestError, TooLarge, Unavailable
+from .http_protocol import LOST
 from .http_response import json_bytes, response_parts
 from .metrics import CONTENT_TYPE
 from .model import ServedModel
@@ -124,7 +125,7 @@ class _Infer:
         with contextlib.ExitStack() as held:
             try:
                 with bodies.body(headers, receive) as body:
-                    answer = await self.service.infer(*named, "http", began, body.request, lambda: _until_gone(receive))
+                    answer = await self.service.infer(*named, "http", began, body.request, scope.get(LOST))
                 parts, length = await response_parts(*answer)
                 size = sum(map(len, parts))
                 held.enter_context(bodies.holding(size))
@@ -160,12 +161,6 @@ async def _send(parts: list[bytes | memoryview], size: int, length: int | None, 
         for start in range(0, len(part), _PIECE):
             await send({"type": "http.response.body", "body": bytes(part[start : start + _PIECE]), "more_body": True})
     await send({"type": "http.response.body", "body": b""})
-
-
-async def _until_gone(receive: Receive) -> None:
-    """Return when the client closes the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class _Pages:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .config import Limits
 
-__all__ = ["protocol_class"]
+__all__ = ["LOST", "protocol_class"]
+
+LOST = "saccade.lost"  # of an ASGI scope: what is called when the connection is lost
 
 _SAID = b'{"error":"the line and the headers of the request are longer than the server allows"}'
 _TOO_LONG = (
@@ -28,8 +31,10 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
         _headers_wait: asyncio.TimerHandle | None = None
         _writing_waits: asyncio.TimerHandle | None = None
         _header_bytes = 0
+        _lost: list[Callable[[], None]]
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            self._lost = []
             super().connection_made(transport)
             self._begin_headers()
 
@@ -37,6 +42,8 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
             self._end_headers()
             self._end_writing()
             super().connection_lost(exc)
+            for tell in list(self._lost):
+                tell()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -50,6 +57,7 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
         def on_message_begin(self) -> None:
             self._begin_headers()
             super().on_message_begin()
+            self.scope[LOST] = self._lost  # type: ignore[literal-required]
 
         def on_headers_complete(self) -> None:
             self._end_headers()

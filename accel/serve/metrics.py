@@ -45,6 +45,7 @@ class Metrics:
 
     def __init__(self, waiting: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[str, str], tuple[Any, ...]] = {}  # looked up once, since that costs as much as all
         by_model: dict[str, Any] = {"labelnames": ("model",), "registry": self.registry}
         self._requests = Counter(
             "saccade_requests",
@@ -77,14 +78,21 @@ class Metrics:
 
     def answered(self, model: str, protocol: str, finished: Finished, seconds: float) -> None:
         """A request got its answer."""
-        self._requests.labels(model, protocol, "answered").inc()
-        self._images.labels(model).inc(finished.images)
-        self._explained.labels(model).inc(finished.explained)
-        self._queue.labels(model).observe(finished.queue_seconds)
-        self._compute.labels(model).observe(finished.compute_seconds)
-        self._request.labels(model).observe(seconds)
+        if (children := self._children.get((model, protocol))) is None:
+            one_per_model = (self._images, self._explained, self._queue, self._compute, self._request, self._batch)
+            children = self._children[model, protocol] = (
+                self._requests.labels(model, protocol, "answered"),
+                *(metric.labels(model) for metric in one_per_model),
+            )
+        requests, images, explained, queue, compute, request, batch = children
+        requests.inc()
+        images.inc(finished.images)
+        explained.inc(finished.explained)
+        queue.observe(finished.queue_seconds)
+        compute.observe(finished.compute_seconds)
+        request.observe(seconds)
         if finished.first:
-            self._batch.labels(model).observe(finished.batch)
+            batch.observe(finished.batch)
 
     def refused(self, model: str, protocol: str, outcome: str) -> None:
         """A request got none."""

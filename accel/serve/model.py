@@ -24,7 +24,7 @@ from ..results import ImageExplanation
 from .config import Limits
 from .errors import BadRequest, ClientGone, TooLarge
 from .tensors import Tensor, datatype_of
-from .work import ENCODED, MASKS, MODEL_IMAGE, Work
+from .work import ENCODED, MASKS, MODEL_IMAGE, Work, mask_size
 
 __all__ = ["FORMATS", "VERSION", "Answer", "ServedModel"]
 
@@ -274,7 +274,7 @@ class ServedModel:
     def _nothing(self, target: NDArray[np.int64] | None, work: Work) -> Outputs:
         """Masks and diagnostics of no image."""
         query, several = work.query or MaskQuery(), target.shape[1:] if target is not None else ()
-        height, width = (len(side) for side in query.places(self.manifest.mask_size))
+        height, width = mask_size(query, self.manifest)
         masks = query.parts or len(query.areas or self.manifest.areas) or 1
         shape = (0, *several, height, width) if several else (0, masks, height, width)
         empty: Outputs = {"mask": np.zeros(shape, dtype=np.float32)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -126,7 +127,7 @@ class Service:
         protocol: str,
         began: float,
         read: Callable[[], Awaitable[InferenceRequest]],
-        gone: Callable[[], Awaitable[object]] | None = None,
+        lost: list[Callable[[], None]] | None = None,
         remaining: float | None = None,
     ) -> tuple[ServedModel, Work, Finished]:
         """Answer one request.
@@ -137,7 +138,7 @@ class Service:
             protocol: for the metrics.
             began: when the request arrived, `time.perf_counter`.
             read: reads and parses the request; is called once it is known that there is room for it.
-            gone: returns when the client leaves.
+            lost: what is called when the client leaves.
             remaining: seconds that the client gives it.
 
         Raises:
@@ -151,7 +152,7 @@ class Service:
             work = make_work(request, model.manifest, model.outputs, self.config)
             if remaining is not None:
                 work = work.within(remaining)
-            finished = await self._result(Job(model, work), gone)
+            finished = await self._result(Job(model, work), lost)
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
@@ -175,25 +176,46 @@ class Service:
             if outcome != "answered":
                 self.metrics.refused(label, protocol, outcome)
 
-    async def _result(self, job: Job, gone: Callable[[], Awaitable[object]] | None) -> Finished:
+    async def _result(self, job: Job, lost: list[Callable[[], None]] | None) -> Finished:
         """The answer to a job. When its client leaves or its time is over it leaves the queue at once."""
-        future = asyncio.wrap_future(self.dispatcher.submit(job))
-        watch = None if gone is None else asyncio.ensure_future(gone())
-        waited_for: set[asyncio.Future[Any]] = {future} if watch is None else {future, watch}
-        first = asyncio.FIRST_COMPLETED
+        loop, left = asyncio.get_running_loop(), False
+        waiting = loop.create_future()
+
+        def wake() -> None:
+            if not waiting.done():
+                waiting.set_result(None)
+
+        def wake_from_thread(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(wake)
+
+        def on_lost() -> None:
+            nonlocal left
+            left = True
+            wake()
+
+        answer = self.dispatcher.submit(job)
+        answer.add_done_callback(wake_from_thread)
+        timer = loop.call_later(job.work.timeout, wake)
+        if lost is not None:
+            lost.append(on_lost)
         try:
-            done, _ = await asyncio.wait(waited_for, timeout=job.work.timeout, return_when=first)
-            if not done:
+            await waiting
+            if not answer.done() and not left:
                 if self.dispatcher.forget(job):
                     raise DeadlineExceeded(f"the request waited for {job.work.timeout:g} s, which is all it may")
-                await asyncio.wait(waited_for, return_when=first)  # it has begun
-            if not future.done():
+                waiting = loop.create_future()  # it has begun
+                if answer.done():
+                    wake()
+                await waiting
+            if not answer.done():
                 raise ClientGone("the client left before its answer was there")
-            return future.result()
+            return answer.result()
         finally:
-            if watch is not None:
-                watch.cancel()
-            if not future.done():
+            timer.cancel()
+            if lost is not None:
+                lost.remove(on_lost)
+            if not answer.done():
                 self.dispatcher.forget(job)
 
     def _log(self, model: ServedModel, work: Work, finished: Finished, protocol: str, seconds: float) -> None:

@@ -18,7 +18,7 @@ from .errors import BadRequest, TooLarge
 from .request import InferenceRequest, OutputRequest
 from .tensors import datatype_of
 
-__all__ = ["ENCODED", "MASKS", "MODEL_IMAGE", "PICTURES", "Placed", "Work", "make_work"]
+__all__ = ["ENCODED", "MASKS", "MODEL_IMAGE", "PICTURES", "Placed", "Work", "make_work", "mask_size"]
 
 ENCODED = "encoded_image"
 MODEL_IMAGE = "model_image"  # the image as the model sees it, so that asking about it again need not decode it again
@@ -99,6 +99,14 @@ class Work:
         return self.explain, self.explain_below, self.query, classes
 
 
+def mask_size(query: MaskQuery | None, manifest: Manifest) -> tuple[int, int]:
+    """(height, width) of the masks that a query asks for."""
+    height, width = (query.size if query else None) or manifest.mask_size
+    if isinstance(query, Placed):
+        return len(query.rows) or height, len(query.columns) or width
+    return height, width
+
+
 def make_work(request: InferenceRequest, manifest: Manifest, names: Mapping[str, str], config: ServeConfig) -> Work:
     """Check a request against a model.
 
@@ -127,7 +135,7 @@ def make_work(request: InferenceRequest, manifest: Manifest, names: Mapping[str,
         raise BadRequest("the request asks for a mask and says 'explain': false; leave one of them out")
     values = 0
     if wanted:
-        height, width = (len(side) for side in (query or MaskQuery()).places(manifest.mask_size))
+        height, width = mask_size(query, manifest)
         each = (query.parts or len(query.areas) if query else 0) or len(manifest.areas) or 1
         classes = 1 if target is None else math.prod(target.shape[1:])
         values = count * each * classes * height * width
