@@ -336,8 +336,8 @@ def test_a_full_queue_refuses_at_once_and_the_others_are_answered(running: Runni
     import tritonclient.http as http
     from tritonclient.utils import InferenceServerException
 
-    rows, columns = MaskQuery(size=(512, 512)).places((32, 32))
-    areas = np.array([0.1, 0.2, 0.3], np.float32)
+    rows, columns = MaskQuery(size=(1024, 1024)).places((32, 32))  # so that an answer takes much longer than to ask
+    areas = np.linspace(0.1, 0.6, 6, dtype=np.float32)
     values = {"image": pictures[:1], "target": np.array([0]), "areas": areas, "rows": rows, "columns": columns}
     inputs = [tensor(http, name, value) for name, value in values.items()]
     outputs = [http.InferRequestedOutput("mask")]
@@ -356,7 +356,7 @@ def test_a_full_queue_refuses_at_once_and_the_others_are_answered(running: Runni
         answers = list(threads.map(ask, range(12)))
     expected = running.ask("narrow", ("mask",), **values)["mask"]
     answered = [answer for answer in answers if not isinstance(answer, str)]
-    assert 3 <= len(answered) < 12
+    assert 2 <= len(answered) < 12  # the queue takes two, whether or not an instance has taken one before
     assert {answer for answer in answers if isinstance(answer, str)} == {"503 Exceeds maximum queue size"}
     for mask in answered:
         np.testing.assert_array_equal(mask, expected)
