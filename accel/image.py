@@ -20,7 +20,9 @@ from ..contracts import ImageSpec, Uint8
 from ..errors import ImageError
 
 __all__ = [
+    "FORMATS",
     "MAX_PIXELS",
+    "REQUEST_PIXELS",
     "SUFFIXES",
     "ImageSource",
     "find_images",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 MAX_PIXELS = 100_000_000
+REQUEST_PIXELS = 2  # of all images of a request to a server, in units of what one may have
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # decoders that strangers' files may reach
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
 )
@@ -186,12 +190,12 @@ def source_name(source: ImageSource) -> str:
 
 
 def _decode(stream: Any, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Image.Image:
-    with _image_errors(f"'{name}'"), Image.open(stream, formats=formats) as image:
+    with _image_errors(f"'{name}'", formats), Image.open(stream, formats=formats) as image:
         return _to_rgb(image, f"'{name}'", max_pixels)
 
 
 @contextmanager
-def _image_errors(name: str) -> Iterator[None]:
+def _image_errors(name: str, formats: tuple[str, ...] | None = None) -> Iterator[None]:
     """Turn whatever Pillow raises about an image into an `ImageError`."""
     try:
         yield
@@ -199,6 +203,7 @@ def _image_errors(name: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         text = f"{name} is not an image that can be read here (its content, whatever its name says)"
+        text += f"; {', '.join(formats)} are read" if formats else ""
         raise ImageError(text) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{name} has more pixels than Pillow decodes; make it smaller first") from None

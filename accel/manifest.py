@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -121,7 +121,7 @@ class PlanReport(_Record):
 
     flavour: str
     version: str
-    gpus: tuple[str, ...]
+    gpus: tuple[Annotated[str, Field(pattern="^sm[0-9]{2,3}[a-z]?$")], ...]
     answer: str
     precision: str
     batches: tuple[int, int, int]

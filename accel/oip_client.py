@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,13 +36,19 @@ class OipClient:
         timeout: seconds that an answer may take.
 
     Raises:
-        UsageError: the URL is none.
+        UsageError: the URL is none, or holds a password.
     """
 
     def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, timeout: float = 120) -> None:
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+        whole = url if "://" in url else f"http://{url}"
+        if "@" in re.split("[/?#]", whole.partition("://")[2], maxsplit=1)[0]:
+            raise UsageError(
+                "the URL of the server holds a user's name or password, which would be printed; leave it out, "
+                "and send it with --header 'Authorization: Basic …'"
+            )
         try:
-            parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+            parts = urllib.parse.urlsplit(whole)
             port, host = parts.port, parts.hostname
         except ValueError:
             host = None
@@ -67,12 +74,18 @@ class OipClient:
         return self._ask("GET", f"/v2/models/{urllib.parse.quote(model)}/ready")[0] == 200
 
     def metadata(self, model: str) -> dict[str, Any]:
-        """Inputs and outputs of a model.
+        """Inputs and outputs of a model: lists of tensors, each with its name, its datatype and its shape.
 
         Raises:
             EngineError: the server does not answer, or has no such model.
         """
-        return self._json(f"/v2/models/{urllib.parse.quote(model)}")
+        found = self._json(f"/v2/models/{urllib.parse.quote(model)}")
+        if not all(_are_tensors(found.get(which, [])) for which in ("inputs", "outputs")):
+            raise EngineError(
+                f"the server at {self.url} does not speak the Open Inference Protocol v2: it does not tell the inputs "
+                f"and outputs of '{model}' as names, datatypes and shapes"
+            )
+        return found
 
     def models(self) -> list[str]:
         """Names of the models that the server lists; servers need not.
@@ -129,7 +142,7 @@ class OipClient:
             raise EngineError(f"the server at {self.url} refused a request to '{model}': {_reason(status, body)}")
         try:
             return _tensors(body, fields.get(_LENGTH))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise EngineError(
                 f"the server at {self.url} answered with something else than tensors ({error}); "
                 "does it speak the Open Inference Protocol v2?"
@@ -162,7 +175,7 @@ class OipClient:
             except http.client.HTTPException:
                 self.close()
                 raise EngineError(f"the server at {self.url} does not answer in HTTP; is this its HTTP port?") from None
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the latter of hosts that cannot be
                 self.close()
                 raise EngineError(
                     f"the server at {self.url} cannot be reached: {getattr(error, 'strerror', None) or error}; "
@@ -171,12 +184,24 @@ class OipClient:
         raise AssertionError("the second try returns or raises")
 
 
+def _are_tensors(found: Any) -> bool:
+    """Whether a server told tensors as the protocol has them."""
+    return isinstance(found, list) and all(
+        isinstance(tensor, dict)
+        and isinstance(tensor.get("name"), str)
+        and isinstance(tensor.get("datatype"), str)
+        and isinstance(tensor.get("shape"), list)
+        and all(type(size) is int for size in tensor["shape"])
+        for tensor in found
+    )
+
+
 def _tensors(body: bytes, length: str | None) -> dict[str, NDArray[Any]]:
     split = len(body) if length is None else int(length)
     at, found = split, {}
     for output in json.loads(body[:split])["outputs"]:
         kind, shape = np.dtype(_TYPES[output["datatype"]]), tuple(output["shape"])
-        size = output.get("parameters", {}).get("binary_data_size")
+        size = (output.get("parameters") or {}).get("binary_data_size")
         if size is None:
             value = np.array(output["data"], dtype=kind)
         else:

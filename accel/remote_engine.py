@@ -17,6 +17,7 @@ from .oip_client import OipClient
 __all__ = ["RemoteEngine", "model_name"]
 
 _ENDINGS = {"mask": "", "probabilities": "_classifier", "parts": "_parts"}
+_BESIDE = ("_classifier", "_parts", "_from_bytes")
 _ANSWERS = ("probabilities", "target_class", "mask", "parts")
 
 
@@ -55,7 +56,9 @@ class RemoteEngine(GraphEngine):
                 f"the model '{self.model}' at {client.url} has inputs {', '.join(inputs)} and outputs "
                 f"{', '.join(outputs)}; it is no explainer of Saccade's, name one with --model"
             )
-        if not {"mask", "target_class"} <= set(outputs) or inputs["image"]["datatype"] != "UINT8":
+        pixels, classes = inputs["image"], outputs["probabilities"]["shape"]
+        takes_pixels = pixels["datatype"] == "UINT8" and len(pixels["shape"]) == 4 and classes
+        if not {"mask", "target_class"} <= set(outputs) or not takes_pixels:
             raise UsageError(
                 f"the model '{self.model}' does not take pixels and give masks; name the explainer itself with "
                 f"--model, such as {re.sub('_(classifier|parts|decode|from_bytes)$', '', self.model)}"
@@ -69,6 +72,20 @@ class RemoteEngine(GraphEngine):
         """What is asked."""
         return f"the model '{self.model}' at {self.client.url}"
 
+    @property
+    def asked(self) -> list[str]:
+        """The models that have been asked."""
+        return list(self._metadata)
+
+    def not_asked(self) -> list[str]:
+        """The bundle's other models on the server that are ready, about which nothing is known.
+
+        Raises:
+            EngineError: the server cannot be reached.
+        """
+        others = [f"{self.model}{ending}" for ending in _BESIDE]
+        return [name for name in others if name not in self._metadata and self.client.is_ready(name)]
+
     def _check_bundle(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
         """Refuse a model that is plainly another bundle's."""
         manifest = self.bundle.manifest
@@ -81,8 +98,8 @@ class RemoteEngine(GraphEngine):
         }
         found = {
             "inputs": sorted(inputs),
-            "size": [int(side) for side in inputs["image"]["shape"][1:3]],
-            "classes": int(outputs["probabilities"]["shape"][-1]),
+            "size": inputs["image"]["shape"][1:3],
+            "classes": outputs["probabilities"]["shape"][-1],
         }
         for what, value in expected.items():
             if found[what] != value:
@@ -96,17 +113,40 @@ class RemoteEngine(GraphEngine):
         inputs, outputs = self._tensors(model, "inputs"), self._tensors(model, "outputs")
         count = len(feeds["image"])
         feeds = {**self.inputs(feeds["image"], np.full(count, -1, np.int64)), **feeds}
+        if unknown := [name for name in inputs if name not in feeds]:
+            raise EngineError(
+                f"the model '{model}' at {self.client.url} wants '{unknown[0]}', of which the bundle "
+                f"'{self.bundle.path}' knows nothing; deploy the bundle again"
+            )
         asked = {name: _with_rank(np.asarray(feeds[name]), len(inputs[name]["shape"])) for name in inputs}
         wanted = [what] if what == "probabilities" else ["probabilities", "target_class", what]
         if what != "probabilities":
             known = {*_ANSWERS, "pixels"}
             wanted += [name for name in outputs if name not in known]  # diagnostics
         found = self.client.infer(model, asked, wanted)
-        if missing := [name for name in wanted if name not in found or len(found[name]) != count]:
+        if missing := [name for name in wanted if name not in found or found[name].shape[:1] != (count,)]:
             raise EngineError(
                 f"{self.identity} answered without '{missing[0]}' for {count} images; see the server's log"
             )
+        for name in wanted:
+            if not self._fits(name, found[name], feeds):
+                raise EngineError(f"{self.identity} answered with '{name}' of the shape {[*found[name].shape]}")
         return {name: value if name in _ANSWERS else value.reshape(count) for name, value in found.items()}
+
+    def _fits(self, name: str, value: NDArray[Any], feeds: dict[str, Any]) -> bool:
+        """Whether an answer has the shape that the bundle's graph would give it."""
+        manifest, count = self.bundle.manifest, len(feeds["image"])
+        targets = feeds["target"].size if manifest.several_targets else count
+        if name == "probabilities":
+            return value.shape == (count, len(manifest.class_names))
+        if name in ("mask", "parts"):
+            size = (len(feeds["rows"]), len(feeds["columns"])) if manifest.areas else manifest.mask_size
+            several = {
+                "parts": manifest.parts,
+                "mask": len(feeds["areas"]) if manifest.areas else targets // count,
+            }[name]
+            return value.shape == (count, several, *size)
+        return value.size == (targets if name == "target_class" else count)
 
     def _model_of(self, what: Answer) -> str:
         """The model that gives an answer: one of its own, or the explainer."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -15,6 +15,7 @@ from .options import EngineOptions, Headers, any_json, bundle_argument, engine_o
 if TYPE_CHECKING:
     from ..accel.bundle import Bundle
     from ..accel.engine import Engine
+    from ..accel.remote_engine import RemoteEngine
 
 __all__ = ["verify"]
 
@@ -67,15 +68,20 @@ def verify(
     _refuse_the_others(context, _OF_ENGINES if server is not None else ("model", "headers"), server)
     opened = open_bundle(bundle)
     hashes = Check("files are unchanged", f"{len(opened.manifest.files)} hashes", "equal", True)
+    where: dict[str, str | list[str]] = {}
     with _asked(opened, server, model, headers, engine) as running:
         checks = [hashes, *verify_engine(running)]
+        if server is not None:
+            remote = cast("RemoteEngine", running)
+            where = {"server": server, "asked": remote.asked, "not_asked": remote.not_asked()}
     passed = all(check.passed for check in checks)
     if as_json:
-        where = {} if server is None else {"server": server}
         found = {"bundle": str(bundle), **where, "passed": passed, "checks": [vars(check) for check in checks]}
         click.echo(json.dumps(found, indent=2))
     else:
         _print(opened.manifest.name, checks, passed, server)
+        if where:
+            _print_models(*where["asked"], others=where["not_asked"])
     return 0 if passed else 1
 
 
@@ -123,3 +129,14 @@ def _print(name: str, checks: list, passed: bool, server: str | None) -> None:  
         good = "The server answers what was proven at the bundle's export."
         bad = "The server does not answer what the bundle does; deploy the bundle again, or name another --model."
     console.print(f"[green]{good}[/green]" if passed else f"[red]{bad}[/red]")
+
+
+def _print_models(explainer: str, *more: str, others: Sequence[str]) -> None:
+    """Which of the server's models it was that answered."""
+    if f"{explainer}_classifier" not in more:
+        click.echo(
+            f"No model '{explainer}_classifier' is ready there: the prediction alone was asked of '{explainer}' itself."
+        )
+    click.echo(f"Asked: {', '.join([explainer, *more])}.")
+    if others:
+        click.echo(f"Ready too, and not asked: {', '.join(others)}.")

@@ -96,6 +96,40 @@ def tiny_own_bundle_kept(tiny_explainee: Explainee, tmp_path_factory: pytest.Tem
     return make_bundle(tiny_explainee, tmp_path_factory.mktemp("bundles") / "tiny-own", form="own")
 
 
+@pytest.fixture(scope="session")
+def served_bundles(
+    tiny_explainee: Explainee, tiny_bundle_kept: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """``tiny`` explains the predicted class, ``classes`` any, several at once, ``areas`` masks of any area; read only.
+
+    Tests that take them are of the xdist group "served", so that one process makes them.
+    """
+    from saccade.export.write_bundle import export_trained
+    from saccade.methods.checkpoint import CheckpointRecord
+    from saccade.methods.inr.amortized import build_amortized
+    from saccade.methods.inr.amortized_config import AmortizedConfig
+    from saccade.methods.ltx.config import LTXConfig
+    from saccade.methods.ltx.model import build_ltx
+
+    folder = tmp_path_factory.mktemp("served")
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    images[::2] //= 4
+    torch.manual_seed(0)
+    conditional = LTXConfig(class_conditional=True)
+    explainer = build_ltx(tiny_explainee, conditional)
+    randomise(explainer.network, seed=1)
+    export_trained(explainer, CheckpointRecord.of(explainer, conditional, "noise", 0), images, folder / "classes")
+    functions = AmortizedConfig(parts=2, grid=8, gain=1.0, areas=(0.1, 0.3))
+    field = build_amortized(tiny_explainee, functions)
+    frequencies = field.network.frequencies.clone()
+    randomise(field.network, seed=2)
+    field.network.frequencies.copy_(frequencies)
+    with torch.no_grad():
+        field.network.last.weight.mul_(20)  # so that pixels differ
+    export_trained(field, CheckpointRecord.of(field, functions, "noise", 0), images, folder / "areas")
+    return {"tiny": tiny_bundle_kept, "classes": folder / "classes", "areas": folder / "areas"}
+
+
 @pytest.fixture
 def tiny_bundle(tiny_bundle_kept: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""

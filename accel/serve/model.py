@@ -18,7 +18,7 @@ from ...contracts import Explanation, MaskQuery, Uint8
 from ...errors import BundleError, ImageError
 from ..bundle import file_sha256
 from ..engine import Engine
-from ..image import load_image, load_resized, resize_image
+from ..image import FORMATS, REQUEST_PIXELS, load_image, load_resized, resize_image
 from ..manifest import MANIFEST_FILE
 from ..results import ImageExplanation
 from .config import Limits
@@ -26,12 +26,10 @@ from .errors import BadRequest, ClientGone, TooLarge
 from .tensors import Tensor, datatype_of
 from .work import ENCODED, MASKS, MODEL_IMAGE, Work, mask_size
 
-__all__ = ["FORMATS", "VERSION", "Answer", "ServedModel"]
+__all__ = ["VERSION", "Answer", "ServedModel"]
 
 VERSION = "1"
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # decoders that strangers' files may reach
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "openvino": "openvino", "tensorrt": "tensorrt_plan"}
-_REQUEST_PIXELS = 2  # of all images of a request, in units of what one may have
 _SAMPLES = 8
 _QUOTED = "'the file'"  # as errors call it
 _PAIRS = 5  # of calls, that tell the cost in forwards
@@ -188,9 +186,9 @@ class ServedModel:
                 raise ClientGone("nobody waits for the request any more")
             image, size = self._decoded(file, index, keep=keep)
             pixels += size[0] * size[1]
-            if pixels > _REQUEST_PIXELS * most:
+            if pixels > REQUEST_PIXELS * most:
                 raise TooLarge(
-                    f"the images have more than {_REQUEST_PIXELS * most / 1e6:.0f} megapixels together; send fewer at "
+                    f"the images have more than {REQUEST_PIXELS * most / 1e6:.0f} megapixels together; send fewer at "
                     "once, or smaller ones"
                 )
             found.append(image)
@@ -205,8 +203,7 @@ class ServedModel:
                 return image, image.shape[:2]
             return load_resized(file, self.manifest.image, max_pixels=most, formats=FORMATS, name="the file")
         except ImageError as error:
-            read = f"; {', '.join(FORMATS)} are read" if "can be read here" in str(error) else ""
-            raise BadRequest(f"image {index}: {str(error).replace(_QUOTED, _QUOTED[1:-1])}{read}") from None
+            raise BadRequest(f"image {index}: {str(error).replace(_QUOTED, _QUOTED[1:-1])}") from None
 
     def answer(self, works: Sequence[Work], decoded: Sequence[list[Uint8]]) -> list[Answer]:
         """Answer requests whose keys are equal and whose images, but those of any size, have one size.

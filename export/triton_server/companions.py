@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from .settings import TritonSettings
 __all__ = ["write_companions"]
 
 _IMAGE = "nvcr.io/nvidia/tritonserver:25.10-py3"
+_LONGEST_NAME = 40  # of 63 characters; KServe appends to it
 _STORAGE = "REPLACE-ME: where this folder lies, such as s3://bucket/models or pvc://volume/models"
 _MEANING = {
     "explainer": "prediction and mask, from pixels",
     "parts": "several masks without a common pixel",
     "classifier": "the prediction alone, at the classifier's cost",
     "decoder": "decodes images; part of the next one",
-    "ensemble": "prediction and mask, from encoded images (JPEG, PNG, WebP …)",
+    "ensemble": "prediction and mask, from encoded images (JPEG, PNG, WebP, GIF, BMP)",
 }
 
 
@@ -61,7 +63,10 @@ def _models(repository: Path) -> dict[str, Any]:
 
 
 def _manifest(repository: Path, settings: TritonSettings, storage_uri: str | None) -> str:
-    name = "".join(one if one.isalnum() else "-" for one in repository.resolve().name.lower()).strip("-") or "saccade"
+    name = re.sub("[^a-z0-9]+", "-", repository.resolve().name.lower()).strip("-")
+    if not name[:1].isalpha():  # as Kubernetes wants it
+        name = f"saccade-{name}".rstrip("-")
+    name = name[:_LONGEST_NAME].rstrip("-")
     gpu = settings.target == "gpu"
     lines = [
         "# The decoder of images needs Pillow in the server's image; 'image' names one that has it (README.md).",

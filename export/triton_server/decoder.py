@@ -68,18 +68,32 @@ class TritonPythonModel:
             raise ValueError(f"areas are fractions of the image inside (0, 1), not {areas.reshape(-1).tolist()}")
 
     def _read(self, encoded: list[bytes]) -> Any:
-        images = []
+        images: list[Any] = []
+        pixels, most = 0, self._image.REQUEST_PIXELS * self._max_pixels
         for place, content in enumerate(encoded):
             try:
-                image = self._image.load_image(bytes(content), max_pixels=self._max_pixels)
+                image, (height, width) = self._read_one(bytes(content))
             except self._errors.ImageError as error:
                 where = "" if len(encoded) == 1 else f"image {place + 1} of {len(encoded)}: "
                 raise ValueError(f"{where}{error}") from None
-            images.append(image if self._any_size else self._image.resize_image(image, self._spec))
+            pixels += max(height * width, image.shape[0] * image.shape[1])  # small files may become large images
+            if images and pixels > most:
+                raise ValueError(
+                    f"the images have more than {most / 1e6:g} megapixels together; send fewer at once, or smaller ones"
+                )
+            images.append(image)
         if len({image.shape for image in images}) > 1:
             sizes = ", ".join(f"{image.shape[1]}×{image.shape[0]}" for image in images)
             raise ValueError(f"images of one request have one size, not {sizes}; send them one by one")
         return np.ascontiguousarray(np.stack(images))
+
+    def _read_one(self, content: bytes) -> tuple[Any, tuple[int, int]]:
+        """An image as the explainer takes it, and its own height and width."""
+        options = {"max_pixels": self._max_pixels, "formats": self._image.FORMATS}
+        if self._any_size:
+            image = self._image.load_image(content, **options)
+            return image, image.shape[:2]
+        return self._image.load_resized(content, self._spec, **options)  # type: ignore[no-any-return]
 
     def _fill(self, default: dict[str, Any], count: int) -> Any:
         """What is taken where a request leaves an input out."""

@@ -282,6 +282,6 @@ def _warm_up(config: Any, size: int, values: Mapping[str, NDArray[Any]]) -> None
 
 
 def _capability(gpu: str) -> str:
-    """``sm89`` as Triton writes it, ``8.9``."""
-    digits = gpu.lower().removeprefix("sm")
+    """``sm89`` as Triton writes it, ``8.9``; the letter of ``sm90a`` is the compiler's, and no capability."""
+    digits = gpu.removeprefix("sm").rstrip("abcdefghijklmnopqrstuvwxyz")
     return f"{digits[:-1]}.{digits[-1]}"

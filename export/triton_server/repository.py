@@ -140,15 +140,21 @@ def _holds(path: Path, content: bytes) -> bool:
 
 @contextlib.contextmanager
 def _beside(repository: Path) -> Iterator[Path]:
-    """A temporary folder on the repository's file system; outside it, where it is not a file system of its own."""
+    """A temporary folder on the repository's file system; outside it, where it is not a file system of its own.
+
+    It stays where an error leaves something in its folder ``old``.
+    """
     repository.mkdir(parents=True, exist_ok=True)
     inside = repository.stat().st_dev != repository.resolve().parent.stat().st_dev
     where = repository if inside else repository.resolve().parent
     stage = Path(tempfile.mkdtemp(prefix=f".{repository.resolve().name}.", dir=where))
     try:
         yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    except BaseException:
+        if not os.path.isdir(stage / "old") or not os.listdir(stage / "old"):
+            shutil.rmtree(stage, ignore_errors=True)
+        raise
+    shutil.rmtree(stage, ignore_errors=True)
 
 
 def _write(stage: Path, bundle: Bundle, model: ModelFiles, version: int) -> WrittenModel:
@@ -160,10 +166,10 @@ def _write(stage: Path, bundle: Bundle, model: ModelFiles, version: int) -> Writ
     }
     (folder / str(version)).mkdir(parents=True)
     for name, content in contents.items():
-        path = folder / name
+        path = _inside(folder, folder / name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):
-            shutil.copyfile(content, path)
+            shutil.copyfile(_inside(bundle.path, content), path)
         else:
             path.write_bytes(content)
     config = parse_config((folder / _CONFIG).read_bytes())
@@ -182,8 +188,24 @@ def _write(stage: Path, bundle: Bundle, model: ModelFiles, version: int) -> Writ
     )
 
 
+def _inside(folder: Path, path: Path) -> Path:
+    """The path, which a bundle may have had a say in.
+
+    Raises:
+        OutputError: it leads out of the folder.
+    """
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
+        raise OutputError(f"the bundle names a file '{path}', which lies outside '{folder}'; export the bundle again")
+    return path
+
+
 def _move_in(stage: Path, repository: Path, names: Sequence[str], version: int, *, new_version: bool) -> None:
-    """Move models, or their version, into the repository; all of them, or none."""
+    """Move models, or their version, into the repository; all of them, or none, also where Ctrl-C ends it.
+
+    Raises:
+        OSError: they cannot be moved; the repository is as it was.
+        OutputError: nor can what was there be moved back; it stays in the stage.
+    """
     moved: list[tuple[Path, Path | None]] = []
     (stage / "old").mkdir()
     try:
@@ -192,13 +214,26 @@ def _move_in(stage: Path, repository: Path, names: Sequence[str], version: int, 
             if new_version and place.exists():
                 source, place = source / str(version), place / str(version)
             old = stage / "old" / name if place.exists() else None
+            moved.append((place, old))
             if old is not None:
                 os.replace(place, old)
-            moved.append((place, old))
             os.replace(source, place)
-    except OSError:
-        for place, old in reversed(moved):
-            shutil.rmtree(place, ignore_errors=True)
-            if old is not None:
-                os.replace(old, place)
+    except BaseException:
+        if left := [place for place, old in reversed(moved) if not _moved_back(place, old)]:
+            raise OutputError(
+                f"the model repository '{repository}' could not be written, nor be put back as it was: "
+                f"{', '.join(map(str, left))}; what was there lies in '{stage / 'old'}', move it back from there"
+            ) from None
         raise
+
+
+def _moved_back(place: Path, old: Path | None) -> bool:
+    """Whether what was at a place is there again, or still."""
+    try:
+        if old is None or os.path.lexists(old):
+            shutil.rmtree(place, ignore_errors=True)
+        if old is not None and os.path.lexists(old):
+            os.replace(old, place)
+    except BaseException:  # a second Ctrl-C too: the others are to be moved back
+        return False
+    return True

@@ -6,12 +6,15 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from saccade.accel.bundle import open_bundle
 from saccade.accel.oip_client import OipClient
+from saccade.accel.remote_engine import RemoteEngine
 from saccade.errors import EngineError, UsageError
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -115,9 +118,24 @@ def test_tensors_travel_as_they_are_in_memory(server: Server, client: OipClient)
             "something else than tensors",
         ),
         ((200, {LENGTH: "999"}, b'{"outputs": [{"name": "m", "datatype": "BF16", "shape": [1]}]}'), "something else"),
+        ((200, {}, b'{"outputs": [{"name": "m", "datatype": "FP32", "shape": [1], "parameters": []}]}'), "else than"),
+        ((200, {}, b'{"outputs": [{"name": "m", "datatype": "FP32", "shape": [1], "parameters": 3}]}'), "else than"),
+        ((200, {}, b'{"outputs": [{"name": "m", "datatype": "UINT8", "shape": [1], "data": [300]}]}'), "else than"),
         (None, "closed the connection"),
     ],
-    ids=["error", "nothing", "a proxy", "no outputs", "no JSON", "too few", "unknown type", "closed"],
+    ids=[
+        "error",
+        "nothing",
+        "a proxy",
+        "no outputs",
+        "no JSON",
+        "too few",
+        "unknown type",
+        "list",
+        "number",
+        "too large",
+        "closed",
+    ],
 )
 def test_answers_that_are_none_are_one_sentence(
     server: Server, client: OipClient, answer: Answer | None, message: str
@@ -125,6 +143,84 @@ def test_answers_that_are_none_are_one_sentence(
     server.answer = lambda: answer
     with pytest.raises(EngineError, match=message):
         client.infer("m", {"image": np.zeros(3, np.uint8)}, ["m"])
+
+
+def test_parameters_may_be_null(server: Server, client: OipClient) -> None:
+    server.answer = lambda: (
+        200, {}, b'{"outputs": [{"name": "m", "datatype": "FP32", "shape": [1], "parameters": null, "data": [2.5]}]}'
+    )  # fmt: skip
+    assert client.infer("m", {"image": np.zeros(3, np.uint8)}, ["m"])["m"].tolist() == [2.5]
+
+
+@pytest.mark.parametrize("which", ["inputs", "outputs"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        None, {}, "image", [None], [{}], [{"name": "image", "datatype": "UINT8"}],
+        [{"name": "image", "datatype": "UINT8", "shape": None}], [{"name": "image", "shape": [1]}],
+        [{"name": "image", "datatype": "UINT8", "shape": ["1"]}], [{"name": 1, "datatype": "UINT8", "shape": [1]}],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_server_tells_of_a_model_is_one_sentence_where_it_is_odd(
+    server: Server, client: OipClient, which: str, told: Any
+) -> None:
+    server.answer = lambda: (200, {}, json.dumps({"name": "m", which: told}).encode())
+    with pytest.raises(EngineError, match="does not speak the Open Inference Protocol v2: it does not tell the inputs"):
+        client.metadata("m")
+
+
+def tensors(**shapes: tuple[str, list[int]]) -> list[dict[str, Any]]:
+    return [{"name": name, "datatype": kind, "shape": shape} for name, (kind, shape) in shapes.items()]
+
+
+INPUTS = {"image": ("UINT8", [-1, 32, 32, 3]), "target": ("INT64", [-1, 1])}
+OUTPUTS = {"probabilities": ("FP32", [-1, 5]), "mask": ("FP32", [-1, 1, 32, 32]), "target_class": ("INT64", [-1, 1])}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ({**INPUTS, "image": ("UINT8", [])}, OUTPUTS),
+        ({**INPUTS, "image": ("UINT8", [-1, 3])}, OUTPUTS),
+        (INPUTS, {**OUTPUTS, "probabilities": ("FP32", [])}),
+    ],
+    ids=["no shape", "flat", "a number"],
+)
+def test_a_model_of_other_shapes_is_no_explainer(
+    server: Server, client: OipClient, tiny_bundle_kept: Path, inputs: Any, outputs: Any
+) -> None:
+    document = {"inputs": tensors(**inputs), "outputs": tensors(**outputs)}
+    server.answer = lambda: (200, {}, json.dumps(document).encode())
+    with pytest.raises(UsageError, match="does not take pixels and give masks"):
+        RemoteEngine(open_bundle(tiny_bundle_kept), client)
+
+
+def test_odd_answers_of_a_server_are_one_sentence(server: Server, client: OipClient, tiny_bundle_kept: Path) -> None:
+    explainer = {"inputs": tensors(**INPUTS), "outputs": tensors(**OUTPUTS)}
+    classifier = {"inputs": tensors(image=("UINT8", [-1, 32, 32, 3]), clip=("FP32", [-1])), "outputs": []}
+    answers: dict[str, Any] = {"": explainer, "/config": {}, "_classifier": classifier, "_classifier/ready": {}}
+
+    def answer() -> Answer:
+        path = server.asked[-1][1].rpartition("/tiny")[2]
+        return (200, {}, json.dumps(answers[path]).encode()) if path in answers else (404, {}, b"")
+
+    server.answer = answer
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    engine = RemoteEngine(open_bundle(tiny_bundle_kept), client, model="tiny")
+    with pytest.raises(EngineError, match=r"'tiny_classifier' at .* wants 'clip', of which the bundle"):
+        engine.probabilities(images)
+    good = {"probabilities": [2, 5], "mask": [2, 1, 32, 32], "target_class": [2, 1]}
+    for shapes, message in (
+        ({"mask": []}, "answered without 'mask' for 2 images"),
+        ({"mask": [2, 1, 16, 32]}, r"answered with 'mask' of the shape \[2, 1, 16, 32\]"),
+        ({"probabilities": [2, 4]}, r"answered with 'probabilities' of the shape \[2, 4\]"),
+        ({"target_class": [2, 3]}, r"answered with 'target_class' of the shape \[2, 3\]"),
+    ):
+        document = tensors(**{name: ("FP32", shape) for name, shape in {**good, **shapes}.items()})
+        answers["/infer"] = {"outputs": [one | {"data": np.zeros(one["shape"]).ravel().tolist()} for one in document]}
+        with pytest.raises(EngineError, match=message):
+            engine.run(images)
 
 
 def test_a_connection_that_was_closed_is_opened_again(server: Server, client: OipClient) -> None:
@@ -154,3 +250,12 @@ def test_nobody_there_and_no_url(server: Server) -> None:
     for url in ("ftp://host", "http://", "http://host:port", "http://[1::2"):
         with pytest.raises(UsageError, match="is no URL of a server"):
             OipClient(url)
+    with pytest.raises(EngineError, match="cannot be reached"):
+        OipClient(f"http://{'ü' * 70}").metadata("m")
+
+
+@pytest.mark.parametrize("url", ["http://user:secret@host", "user:secret@host:8000/a", "http://user:secret@[1::2"])
+def test_a_password_in_the_url_is_neither_taken_nor_printed(url: str) -> None:
+    with pytest.raises(UsageError, match="--header 'Authorization: Basic") as refused:
+        OipClient(url)
+    assert "secret" not in str(refused.value)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from plan_files import add_plans, rewrite_manifest
 from tritonclient.grpc import model_config_pb2
 
 from saccade.accel.bundle import open_bundle
-from saccade.errors import EngineError, SaccadeError, UsageError
+from saccade.errors import BundleError, EngineError, OutputError, SaccadeError, UsageError
+from saccade.export.triton_server import repository
 from saccade.export.triton_server.model_config import check_config
-from saccade.export.triton_server.models import models_of
+from saccade.export.triton_server.models import ModelFiles, models_of
 from saccade.export.triton_server.repository import deploy
 from saccade.export.triton_server.settings import TritonSettings, fitted
 
@@ -153,6 +156,44 @@ def test_one_plan_is_the_model(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "models" / "bundle" / "1" / "model.plan").is_file()
 
 
+def test_plans_for_an_architecture_with_a_letter_have_its_capability(tiny_bundle: Path, tmp_path: Path) -> None:
+    add_plans(tiny_bundle, gpus=("sm90a", "sm120"))
+    deploy([open_bundle(tiny_bundle)], tmp_path / "models", TritonSettings(target="gpu", format="tensorrt"))
+    config = read(tmp_path / "models" / "bundle")
+    assert dict(config.cc_model_filenames) == {"9.0": "model.sm90a.plan", "12.0": "model.sm120.plan"}
+
+
+@pytest.mark.parametrize("gpu", ["../../../../escaped", "sm89/../../../../escaped", "89", "sm", "sm89\n", "SM89"])
+def test_a_manifest_names_gpus_and_no_places(tiny_bundle: Path, gpu: str) -> None:
+    add_plans(tiny_bundle, gpus=("sm120", "sm89"))
+    plans = json.loads((tiny_bundle / "manifest.json").read_text())["plans"]
+    rewrite_manifest(tiny_bundle, plans={name: plan | {"gpus": [gpu]} for name, plan in plans.items()})
+    with pytest.raises(BundleError, match=r"is damaged at 'plans\..*\.gpus\.0'"):
+        open_bundle(tiny_bundle)
+
+
+def test_nothing_is_written_outside_of_a_model_s_folder_nor_read_outside_of_the_bundle(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def escaping(*given: Any) -> list[ModelFiles]:
+        first, *others = models_of(*given)
+        return [replace(first, of_version={**first.of_version, "../../../../escaped": b"content"}), *others]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(repository, "models_of", escaping)
+        with pytest.raises(OutputError, match=r"escaped', which lies outside"):
+            deploy([open_bundle(tiny_bundle)], tmp_path / "models", TritonSettings())
+    (tmp_path / "own.txt").write_text("not the bundle's")
+    add_plans(tiny_bundle, gpus=("sm89",))
+    plans = json.loads((tiny_bundle / "manifest.json").read_text())["plans"]
+    plans["../own.txt"] = plans.pop("explainer.mask.fp32.sm89.tensorrt.plan")
+    rewrite_manifest(tiny_bundle, plans=plans)
+    with pytest.raises(OutputError, match=r"own.txt', which lies outside"):
+        deploy([open_bundle(tiny_bundle)], tmp_path / "models", TritonSettings(target="gpu", format="tensorrt"))
+    assert [path.name for path in tmp_path.rglob("*") if "escaped" in path.name] == []
+    assert [*(tmp_path / "models").iterdir()] == []
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -264,6 +305,72 @@ def test_a_write_that_fails_leaves_the_repository_as_it_was(
     code, _, err = saccade_command("deploy", "triton", tiny_bundle, "--repository", tiny_bundle / "manifest.json")
     assert code == 1
     assert "cannot write the model repository" in err
+
+
+def test_control_c_during_a_replacement_leaves_the_repository_as_it_was(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, bundle = tmp_path / "models", open_bundle(tiny_bundle)
+    deploy([bundle], models, TritonSettings())
+    before, move = content(models), os.replace
+    for when in range(1, 9):  # after each move: four old models out, four new ones in
+        moves = 0
+
+        def interrupted(source: Any, target: Any, last: int = when) -> None:
+            nonlocal moves
+            moves += 1
+            move(source, target)
+            if moves == last:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            deploy([bundle], models, TritonSettings(queue_size=5), force=True)
+        assert content(models) == before
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("second", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"])
+def test_models_that_cannot_be_put_back_are_kept_and_their_place_is_told(
+    saccade_command: Command, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: BaseException
+) -> None:
+    models = tmp_path / "models"
+    arguments = ("deploy", "triton", tiny_bundle, "--repository", models)
+    assert saccade_command(*arguments)[0] == 0
+    before, move = content(models), os.replace
+
+    def failing(source: Any, target: Any) -> None:
+        if Path(source).parent.name == "new" and Path(source).name == MODELS[1]:
+            raise OSError(28, "No space left on device")
+        if Path(source).parent.name == "old" and Path(source).name == MODELS[0]:
+            raise second
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    code, _, err = saccade_command(*arguments, "--force", "--queue-size", 5)
+    assert code == 1
+    (kept,) = tmp_path.glob(".models.*/old")
+    assert f"what was there lies in '{kept}', move it back" in err
+    monkeypatch.undo()
+    (kept / MODELS[0]).replace(models / MODELS[0])
+    assert content(models) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("models", "models"),
+        ("Modelle für Ärzte", "modelle-f-r-rzte"),
+        ("模型", "saccade"),
+        ("2024_models", "saccade-2024-models"),
+        ("m" * 100, "m" * 40),
+    ],
+)
+def test_kserve_s_name_is_one_that_kubernetes_takes(tiny_bundle: Path, tmp_path: Path, folder: str, name: str) -> None:
+    deploy([open_bundle(tiny_bundle)], tmp_path / folder, TritonSettings(images=False))
+    manifest = (tmp_path / folder / "inference_service.yaml").read_text(encoding="utf-8")
+    assert f'\n  name: "{name}"\n' in manifest
+    assert re.fullmatch("[a-z]([a-z0-9-]*[a-z0-9])?", name)
 
 
 def test_bundles_of_one_name_are_not_mixed_up(saccade_command: Command, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -18,8 +18,13 @@ export function keepKey(key) {
 
 async function request(path, options = {}) {
   const key = sessionStorage.getItem(STORED_KEY);
-  const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
-  let response;
+  let headers, response;
+  try {
+    headers = new Headers({ ...options.headers, ...(key && { authorization: `Bearer ${key}` }) });
+  } catch {
+    sessionStorage.removeItem(STORED_KEY);
+    throw new ServerError("The key has characters that cannot be sent", 401);
+  }
   try {
     response = await fetch(path, { ...options, headers });
   } catch (error) {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from running_server import running
 
@@ -17,6 +18,8 @@ from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
 from saccade.accel.serve.config import ServeConfig
 from saccade.contracts import MaskQuery
+
+pytestmark = pytest.mark.xdist_group("served")  # one process makes the bundles
 
 
 class Waiting:

@@ -26,6 +26,8 @@ from saccade.accel.serve.request import InferenceRequest
 from saccade.accel.serve.work import make_work
 from saccade.contracts import MaskQuery, Uint8
 
+pytestmark = pytest.mark.xdist_group("served")  # one process makes the bundles
+
 CLIENTS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 STATUS = {"http": {"invalid": "400", "unknown": "404"}, "grpc": {"invalid": "INVALID_ARGUMENT", "unknown": "NOT_FOUND"}}
 

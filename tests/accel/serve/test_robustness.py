@@ -26,6 +26,8 @@ from saccade.accel.engines import open_engine
 from saccade.accel.memory import peak_mib, reset_peak
 from saccade.accel.serve.config import Limits, ServeConfig
 
+pytestmark = pytest.mark.xdist_group("served")  # one process makes the bundles
+
 INFER = "/v2/models/tiny/infer"
 
 
