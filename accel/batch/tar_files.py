@@ -4,11 +4,15 @@ image is the one with an image's suffix.
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Final
+from typing import Any
 
 from ...errors import ImageError
 from ..image import SUFFIXES
@@ -17,8 +21,8 @@ from .storage import Storage
 
 __all__ = ["TarFiles"]
 
-_MODE: Final = "r|*"  # as a stream, compressed or not: it is read once, from front to back
 _BUFFER = 1 << 20
+_DAMAGED = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
 
 
 class TarFiles:
@@ -58,32 +62,100 @@ class TarFiles:
 
     def _members(self, number: int) -> Iterator[Item]:
         container = self._containers[number]
-        name, used, past = as_text(container.name), set[str](), 0
+        name, times, count, past = as_text(container.name), dict[str, int](), 0, 0
         try:
-            with self._storage.open(container.path) as stream:
-                with tarfile.open(fileobj=stream, mode=_MODE, bufsize=_BUFFER) as archive:
+            with self._storage.open(container.path) as opened:
+                stream = _Counting(opened)
+                with _Archive.open(fileobj=stream.decompressed(), mode="r|", bufsize=_BUFFER) as archive:
                     for member in archive:
                         vars(archive)["members"].clear()  # it keeps all that it has seen
-                        if not member.isfile() or os.path.splitext(member.name.lower())[1] not in SUFFIXES:
+                        if os.path.splitext(member.name.lower())[1] not in SUFFIXES:
                             continue
-                        inside = archive.extractfile(member)
+                        if not (member.isfile() or member.islnk() or member.issym()):
+                            continue
+                        inside = archive.extractfile(member) if member.isfile() else None
                         content = b"" if inside is None else inside.read()
-                        at = stream.tell()
-                        past, weight = at, at - past
+                        past, weight = stream.taken, stream.taken - past
                         member_name = as_text(member.name.removeprefix("./"))
                         key = f"{name}/{member_name}"
-                        for again in range(2, len(used) + 2):
-                            if key not in used:
-                                break
-                            key = f"{name}/{member_name}#{again}"
-                        used.add(key)
-                        yield Item(number, key, _sample(member_name), InMemory(content), weight)
+                        while key in times:
+                            times[key] += 1
+                            key = f"{name}/{member_name}#{times[key]}"
+                        times[key] = 1
+                        count += 1
+                        link = f"'{member_name}' in the tar file '{container.path}' is a link, which is not followed"
+                        read = InMemory(content) if member.isfile() else Failing(link)
+                        yield Item(number, key, _sample(member_name), read, weight)
+                    archive.refuse_damage()
         except ImageError as error:
             yield Item(number, name, None, Failing(str(error)))
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        except _DAMAGED as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            text = f"the tar file '{container.path}' is damaged after {len(used)} images: {reason}"
+            text = f"the tar file '{container.path}' is damaged after {count} images: {reason}"
             yield Item(number, name, None, Failing(text))
+
+
+class _Header(tarfile.TarInfo):
+    """Keeps what ended the archive: `TarFile.next` takes a header that is damaged or cut off for a quiet end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> _Header:
+        """See `tarfile.TarInfo`."""
+        try:
+            return super().fromtarfile(tarfile)
+        except Exception as error:
+            tarfile.ended_by = error
+            raise
+
+
+class _Archive(tarfile.TarFile):
+    """Reads a stream and can tell a whole archive from one that breaks off."""
+
+    tarinfo = _Header
+    ended_by: Exception | None = None
+
+    def refuse_damage(self) -> None:
+        """Read what is left, so that checksums of compressed data are compared too.
+
+        Raises:
+            tarfile.ReadError: the archive has no end, or something behind it.
+        """
+        if not isinstance(self.ended_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(self.ended_by) or "it has no end")
+        stream: Any = self.fileobj
+        while rest := stream.read(_BUFFER):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("something follows behind its end; tar files that were joined are not read on")
+
+
+class _Counting:
+    """A stream that is read once, from front to back, and knows how many bytes were taken from it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._head, self.taken = stream, b"", 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        content: bytes
+        if self._head:
+            size = len(self._head) if size < 0 else size
+            content, self._head = self._head[:size], self._head[size:]
+        else:
+            content = self._stream.read(size)
+        self.taken += len(content)
+        return content
+
+    def decompressed(self) -> Any:
+        """The stream, or what it decompresses to."""
+        self._head = head = self._stream.read(6)
+        stream: Any = self
+        if head.startswith(b"\x1f\x8b"):
+            return gzip.GzipFile(fileobj=stream)
+        if head.startswith(b"BZh"):
+            return bz2.BZ2File(stream)
+        if head.startswith((b"\xfd7zXZ", b"]\0\0")):
+            return lzma.LZMAFile(stream)
+        return stream
 
 
 def _sample(name: str) -> str:

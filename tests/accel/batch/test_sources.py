@@ -106,6 +106,73 @@ def test_a_damaged_tar_file_gives_what_is_whole_and_one_item_that_says_so(tmp_pa
         items[-1].read()
 
 
+def damage(path: Path) -> str:
+    """What the last item of a tar file says that cannot be read, or nothing where all can."""
+    *good, last = all_items(find_source(str(path)))
+    assert [number_of(item) for item in good] == list(range(len(good)))
+    try:
+        assert number_of(last) == len(good)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def test_a_tar_file_that_is_cut_anywhere_before_its_end_says_so(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", range(4)).read_bytes()
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    assert damage(tmp_path / "a.tar") == ""
+    for cut in range(0, end + 1, 512):
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        assert "is damaged after" in damage(tmp_path / "a.tar"), cut
+    for cut in (100, 512 + 100, end - 512 - 412, end + 100):
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        assert "is damaged after" in damage(tmp_path / "a.tar"), cut
+    (tmp_path / "a.tar").write_bytes(whole[: end + 512])
+    assert damage(tmp_path / "a.tar") == "", "one block of zeros is an end"
+    (tmp_path / "a.tar").write_bytes(whole + whole)
+    assert "damaged after 4 images: something follows behind its end" in damage(tmp_path / "a.tar")
+
+
+def test_a_header_with_a_wrong_bit_says_so(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", range(8)).read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        offsets = [member.offset for member in archive]
+    for offset in offsets[1:]:
+        content = bytearray(whole)
+        content[offset + 3] ^= 1
+        (tmp_path / "a.tar").write_bytes(content)
+        assert "is damaged after" in damage(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_a_checksum_of_compressed_data_that_does_not_fit_is_said(tmp_path: Path, compression: str) -> None:
+    path = write_tar(tmp_path / f"a.tar.{compression}", range(4), compression=compression)
+    assert damage(path) == ""
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    content[-6 if compression == "gz" else len(whole) // 2] ^= 1  # of gzip the CRC alone, which fits nothing then
+    path.write_bytes(content)
+    assert "is damaged after" in damage(path)
+    path.write_bytes(whole[:-5])
+    assert "is damaged after" in damage(path)
+
+
+def test_links_to_images_in_tar_files_are_items_that_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, kind in (("a.png", tarfile.REGTYPE), ("b.png", tarfile.LNKTYPE), ("c.png", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "" if kind == tarfile.REGTYPE else "a.png"
+            member.size = len(encoded(0)) if kind == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(encoded(0)))
+    items = all_items(find_source(str(path)))
+    assert [item.key for item in items] == ["a.tar/a.png", "a.tar/b.png", "a.tar/c.png"]
+    assert number_of(items[0]) == 0
+    for item in items[1:]:
+        with pytest.raises(ImageError, match=rf"'{item.id}\.png' in the tar file .* is a link, which is not followed"):
+            item.read()
+
+
 @pytest.mark.parametrize("as_struct", [False, True], ids=["bytes", "struct"])
 def test_rows_of_parquet_files_are_numbered_through_all_of_them(tmp_path: Path, as_struct: bool) -> None:
     write_parquet(tmp_path / "a.parquet", range(17), as_struct=as_struct)
