@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -135,15 +136,25 @@ class BatchJob:
                 "id-column": config.id_column,
             },
         )
-        local = config.ray is None
-        self._explainer = BatchExplainer(bundle, config.batch, **config.engine) if local else None
-        self._ledger = Ledger(config.folder, plan, restart=config.restart)
+        self._explainer, self._cluster = None, ExitStack()
+        if config.ray is None:
+            self._explainer = BatchExplainer(bundle, config.batch, **config.engine)
+        else:
+            from .ray_data import connected
+
+            self._cluster.enter_context(connected(config.ray, actors=config.actors or 1))
+        try:
+            self._ledger = Ledger(config.folder, plan, restart=config.restart)
+        except BaseException:
+            self._cluster.close()
+            raise
         try:
             if config.retry_failed:
                 self._ledger.forget_failed(self._shards)
             self.before: Tally = self._ledger.tally(self._shards)
         except BaseException:
             self._ledger.close()
+            self._cluster.close()
             raise
         self.weight = sum(shard.weight for shard in self._shards)
         self.weight_before = sum(shard.weight for shard in self._shards if self._ledger.finished(shard.number))
@@ -153,6 +164,7 @@ class BatchJob:
 
     def __exit__(self, *error: object) -> None:
         self._ledger.close()
+        self._cluster.close()
 
     @property
     def images(self) -> int | None:

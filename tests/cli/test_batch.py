@@ -212,3 +212,24 @@ def test_a_cluster_that_is_not_there_is_one_sentence(tiny_bundle_kept: Path, fol
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("Error: Ray cannot be reached at '127.0.0.1:1'")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["unreachable", "not installed"])
+def test_results_stay_where_ray_cannot_be_had(
+    saccade_command: Run,
+    tiny_bundle_kept: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: bool,
+) -> None:
+    out = tmp_path / "out"
+    (folder / "bad.png").write_bytes(b"no image")
+    saccade_command("batch", folder, out, "--bundle", tiny_bundle_kept)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    if missing:
+        monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None if name == "ray" else find_spec(name))
+    for option in ("--restart", "--retry-failed"):
+        answer = saccade_command("batch", folder, out, "--bundle", tiny_bundle_kept, option, "--ray", "127.0.0.1:9")
+        assert ("saccade[ray]" if missing else "Ray cannot be reached at '127.0.0.1:9'") in one_sentence(answer)
+        assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
