@@ -24,7 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ...errors import OutputError, UsageError
-from ..bundle import write_whole
+from ..bundle import sync_folder, write_whole
 from .explainer import Answered
 from .plan import Plan, read_plan
 from .shard_locks import ShardLocks
@@ -84,10 +84,10 @@ class Ledger:
                     raise UsageError(f"'{folder}' holds '{other.name}' of something else; write into another folder")
                 if restart:
                     self._remove_all()
-                if file.exists():
+                if file.exists() and not restart:
                     read_plan(file).refuse_other(plan, self.folder)
                 else:
-                    write_whole(file, plan.as_json())
+                    write_whole(file, plan.as_json(), sync=True)
         except BaseException:
             self._locks.close()
             raise
@@ -180,12 +180,12 @@ class Ledger:
         return about
 
     def _remove_all(self) -> None:
-        """Remove all results and the plan; the lock of all runs is held."""
+        """Remove all results; until another takes its place the plan stays, which says whose they are."""
         if not self._locks.alone():
             raise OutputError(f"another run is at work on '{self.folder}'; stop it before a --restart")
-        (self._aside / "plan.json").unlink(missing_ok=True)
         for path in [*filter(_is_shard, self.folder.iterdir()), *self._aside.glob("*.partial")]:
             path.unlink()
+        sync_folder(self.folder)
 
     def _writing(self) -> _Errors:
         return _Errors(self.folder)
@@ -255,11 +255,7 @@ class ShardWriter:
         os.fsync(self._stream.fileno())
         self._stream.close()
         os.replace(self._path, self._ledger.path(self._shard.number))
-        folder = os.open(self._ledger.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._ledger.folder)
 
     def abandon(self) -> None:
         """Remove what is there of it."""

@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing_half_written(
 
     def full(handle: int) -> None:
         calls.append(handle)
-        if len(calls) == 3:  # of the second shard: each is a file and its folder
+        if len(calls) == 5:  # of the second shard: each is a file and its folder, as the plan is
             raise OSError(28, "No space left on device")
         real(handle)
 
@@ -162,6 +162,32 @@ def test_another_source_bundle_or_option_is_refused_by_name(
         run(make())
     assert sorted(path.read_bytes() for path in (tmp_path / "out").glob("*.parquet")) == stored
     assert run(make(restart=True)) == 24
+    assert keys_in(tmp_path / "out") == names(folder)
+
+
+def test_a_restart_that_is_killed_anywhere_can_be_begun_again(
+    make: Make, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make())
+    unlink, calls = Path.unlink, []
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        calls.append(path)
+        if len(calls) > allowed:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    for allowed in range(5):
+        monkeypatch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(make(restart=True, shard_size=4))
+        monkeypatch.undo()
+        calls.clear()
+        left = list((tmp_path / "out").glob("*.parquet"))
+        assert len(left) == 5 - allowed
+        kept = sum(pq.read_metadata(path).num_rows for path in left)
+        assert run(make()) == 23 - kept, "the plan is still there, and what is left of it"
+    assert run(make(restart=True, shard_size=4)) == 23
     assert keys_in(tmp_path / "out") == names(folder)
 
 
