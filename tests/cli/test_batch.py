@@ -233,3 +233,22 @@ def test_results_stay_where_ray_cannot_be_had(
         answer = saccade_command("batch", folder, out, "--bundle", tiny_bundle_kept, option, "--ray", "127.0.0.1:9")
         assert ("saccade[ray]" if missing else "Ray cannot be reached at '127.0.0.1:9'") in one_sentence(answer)
         assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+
+
+def test_what_other_runs_have_not_finished_makes_the_exit_code_one(
+    saccade_command: Run, tiny_bundle_kept: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("batch", folder, out, "--bundle", tiny_bundle_kept, "--shard-size", 4)
+    assert saccade_command(*arguments)[0] == 0
+    (out / "shard-00001.parquet").unlink()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX, 1, 1); print(); input()"
+    command = [sys.executable, "-c", hold, out / "_saccade" / "locks"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        code, said, _ = saccade_command(*arguments)
+        other.communicate(b"\n")
+    assert code == 1
+    assert "1 shard is in the hands of other runs and not finished" in said
+    assert saccade_command(*arguments)[0] == 0
