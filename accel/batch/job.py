@@ -150,14 +150,15 @@ class BatchJob:
             raise
         try:
             if config.retry_failed:
-                self._ledger.forget_failed(self._shards)
-            self.before: Tally = self._ledger.tally(self._shards)
+                self._ledger.do_failed_again(self._shards)
+            done = [shard for shard in self._shards if not self._ledger.to_do(shard.number)]
+            self.before: Tally = self._ledger.tally(done)
         except BaseException:
             self._ledger.close()
             self._cluster.close()
             raise
         self.weight = sum(shard.weight for shard in self._shards)
-        self.weight_before = sum(shard.weight for shard in self._shards if self._ledger.finished(shard.number))
+        self.weight_before = sum(shard.weight for shard in done)
 
     def __enter__(self) -> BatchJob:
         return self

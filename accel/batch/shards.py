@@ -73,6 +73,7 @@ class Ledger:
     def __init__(self, folder: str | os.PathLike[str], plan: Plan, *, restart: bool = False) -> None:
         self.folder, self.plan = Path(folder), plan
         self._aside = self.folder / _ASIDE
+        self._again: set[int] = set()
         with self._writing():
             self._aside.mkdir(parents=True, exist_ok=True)
         self._locks = ShardLocks(self._aside / "locks")
@@ -112,13 +113,18 @@ class Ledger:
         """The shard's table is there."""
         return self.path(number).exists()
 
+    def to_do(self, number: int) -> bool:
+        """The shard is not finished, or to be done again."""
+        return number in self._again or not self.finished(number)
+
     def claim(self, number: int) -> bool:
-        """Take a shard that is not finished and that no other run has; what a killed run left of it is removed."""
-        if self.finished(number) or not self._locks.take(number):
+        """Take a shard that is to be done and that no other run has; what a killed run left of it is removed."""
+        if not self.to_do(number) or not self._locks.take(number):
             return False
-        if self.finished(number):  # since then
+        if not self.to_do(number):  # since then
             self._locks.release(number)
             return False
+        self._again.discard(number)
         with self._writing():
             for left in self._aside.glob(f"{self.path(number).name}.*.partial"):
                 left.unlink(missing_ok=True)
@@ -153,17 +159,11 @@ class Ledger:
             for row in table.filter(pyarrow.compute.is_valid(table["error"])).to_pylist():
                 yield row["key"], row["error"]
 
-    def forget_failed(self, shards: list[Shard]) -> int:
-        """Remove finished shards with images that could not be explained, so that they are done again; how many."""
-        removed = 0
+    def do_failed_again(self, shards: list[Shard]) -> None:
+        """Finished shards with images that could not be explained are to be done; until they are, they stay."""
         for shard in shards:
             if self.finished(shard.number) and int(self._about(shard.number).metadata[b"saccade.failed"]):
-                if self._locks.take(shard.number):
-                    with self._writing():
-                        self.path(shard.number).unlink(missing_ok=True)
-                    self._locks.release(shard.number)
-                    removed += 1
-        return removed
+                self._again.add(shard.number)
 
     def _about(self, number: int) -> Any:
         """The footer of a finished shard."""

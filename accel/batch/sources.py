@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ...errors import ImageError, UsageError
 from ..image import SUFFIXES
+from .patience import PatientFiles
 from .storage import Storage, expand_braces, has_wildcards, storage_of
 
 __all__ = [
@@ -141,12 +142,12 @@ def find_source(
     kinds = {kind or _kind_of(one.path) or "images" for one in containers}
     if len(kinds) > 1:
         raise UsageError(f"'{spec}' names files of several kinds ({', '.join(sorted(kinds))}); narrow it down to one")
-    found = kinds.pop()
+    found, files = kinds.pop(), PatientFiles(storage, root)
     if found == "tar":
-        return TarFiles(storage, containers, limit)
+        return TarFiles(files, containers, limit)
     if found == "parquet":
-        return ParquetFiles(storage, containers, shard_size, limit, image_column, id_column)
-    return ImageFiles(storage, root, ((one.name, one.size) for one in containers), shard_size, limit)
+        return ParquetFiles(files, containers, shard_size, limit, image_column, id_column)
+    return ImageFiles(files, root, ((one.name, one.size) for one in containers), shard_size, limit)
 
 
 def _in_folder(
@@ -173,9 +174,10 @@ def _in_folder(
             elif found in others:
                 others[found].append(Container(root + name, name, size))
 
-    files = ImageFiles(storage, root, images(), shard_size, limit)
-    if files.shards:
-        return files
+    files = PatientFiles(storage, root)
+    source = ImageFiles(files, root, images(), shard_size, limit)
+    if source.shards:
+        return source
     tars, parquets = others["tar"], others["parquet"]
     if kind == "images" or (not tars and not parquets):
         raise ImageError(
@@ -188,8 +190,8 @@ def _in_folder(
     if not others[chosen]:
         raise ImageError(f"'{folder}' has no {chosen} files")
     if chosen == "tar":
-        return TarFiles(storage, tars, limit)
-    return ParquetFiles(storage, parquets, shard_size, limit, image_column, id_column)
+        return TarFiles(files, tars, limit)
+    return ParquetFiles(files, parquets, shard_size, limit, image_column, id_column)
 
 
 def _matching(storage: Storage, spec: str) -> tuple[str, list[Container]]:

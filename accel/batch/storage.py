@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -11,10 +12,16 @@ from typing import Any, Protocol
 
 from ...errors import ImageError, SaccadeError, UsageError, require
 
-__all__ = ["Fsspec", "Local", "Storage", "expand_braces", "has_wildcards", "is_url", "storage_of"]
+__all__ = ["Fsspec", "Local", "Settled", "Storage", "expand_braces", "has_wildcards", "is_url", "storage_of"]
 
 _MOST_EXPANDED = 1_000_000
+_SETTLED = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_SETTLED_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class Settled(ImageError):
+    """One file cannot be read, and trying again would not help: it is missing, forbidden, or no file."""
 
 
 class Storage(Protocol):
@@ -48,6 +55,14 @@ class Storage(Protocol):
 
     def open(self, path: str) -> Any:
         """A binary stream of a file."""
+        ...
+
+    def there(self, root: str) -> bool:
+        """Something can be seen at the path of a folder."""
+        ...
+
+    def unreadable(self, path: str, error: Exception) -> ImageError:
+        """What an error in reading a file means."""
         ...
 
 
@@ -103,6 +118,18 @@ class Local:
             return Path(path).open("rb")
         except OSError as error:
             raise _unreadable(path, error) from None
+
+    def there(self, root: str) -> bool:
+        """See `Storage`; what was mounted at a folder and is no more leaves it empty."""
+        try:
+            with os.scandir(root or ".") as entries:
+                return next(entries, None) is not None
+        except OSError:
+            return False
+
+    def unreadable(self, path: str, error: Exception) -> ImageError:
+        """See `Storage`."""
+        return _unreadable(path, error)
 
 
 class Fsspec:
@@ -185,6 +212,18 @@ class Fsspec:
         except Exception as error:
             raise _unreadable(path, error) from None
 
+    def there(self, root: str) -> bool:
+        """See `Storage`."""
+        try:
+            self._files.info(root)
+        except Exception:  # each file system has errors of its own
+            return False
+        return True
+
+    def unreadable(self, path: str, error: Exception) -> ImageError:
+        """See `Storage`."""
+        return _unreadable(path, error)
+
 
 def storage_of(path: str) -> Storage:
     """The file system that a path or an address lies in."""
@@ -224,7 +263,8 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _unreadable(path: Any, error: Exception) -> ImageError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
-    return ImageError(f"'{os.fsdecode(path)}' cannot be read: {reason}")
+    kind = Settled if isinstance(error, _SETTLED) or getattr(error, "errno", None) in _SETTLED_NUMBERS else ImageError
+    return kind(f"'{os.fsdecode(path)}' cannot be read: {reason}")
 
 
 def _first_line(error: Exception) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 from ...errors import ImageError
 from ..image import SUFFIXES
+from .patience import PatientFiles
 from .sources import Container, Failing, Fingerprint, InMemory, Item, Shard, as_text
-from .storage import Storage
 
 __all__ = ["TarFiles"]
 
@@ -33,7 +33,7 @@ class TarFiles:
 
     kind = "tar"
 
-    def __init__(self, storage: Storage, containers: Sequence[Container], limit: int | None) -> None:
+    def __init__(self, storage: PatientFiles, containers: Sequence[Container], limit: int | None) -> None:
         self.remote = storage.remote
         self._storage, self._containers = storage, list(containers)
         found = Fingerprint(self.kind)
@@ -61,6 +61,24 @@ class TarFiles:
             yield item if shard.images is None else Item(item.shard, item.key, item.id, item.read)
 
     def _members(self, number: int) -> Iterator[Item]:
+        """The images of a file, which is read again from the front where reading broke off."""
+        given = tried = 0
+        while True:
+            try:
+                for item in islice(self._in_one_go(number), given, None):
+                    given += 1
+                    yield item
+            except ImageError as error:
+                if not self._storage.again(error, tried):
+                    name = as_text(self._containers[number].name)
+                    yield Item(number, name, None, Failing(f"{error}; {given} images of it are done"))
+                    return
+                tried += 1
+            else:
+                self._storage.worked()
+                return
+
+    def _in_one_go(self, number: int) -> Iterator[Item]:
         container = self._containers[number]
         name, times, count, past = as_text(container.name), dict[str, int](), 0, 0
         try:
@@ -87,8 +105,6 @@ class TarFiles:
                         read = InMemory(content) if member.isfile() else Failing(link)
                         yield Item(number, key, _sample(member_name), read, weight)
                     archive.refuse_damage()
-        except ImageError as error:
-            yield Item(number, name, None, Failing(str(error)))
         except _DAMAGED as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             text = f"the tar file '{container.path}' is damaged after {count} images: {reason}"
