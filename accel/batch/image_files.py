@@ -17,7 +17,7 @@ _BLOCK = 65536
 
 
 class ImageFiles:
-    """Image files, listed in order and held as one Arrow array of names: a million take some tens of MB.
+    """Image files, listed in order and held as one Arrow array of names.
 
     Args:
         storage: where they lie.

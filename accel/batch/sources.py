@@ -99,7 +99,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Container:
     """A file of images: its path, its name in keys, its bytes."""
 

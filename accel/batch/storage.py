@@ -6,14 +6,26 @@ import errno
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import ImageError, SaccadeError, UsageError, require
 
-__all__ = ["Fsspec", "Local", "Settled", "Storage", "expand_braces", "has_wildcards", "is_url", "storage_of"]
+__all__ = [
+    "MOST_BYTES",
+    "Fsspec",
+    "Local",
+    "Settled",
+    "Storage",
+    "expand_braces",
+    "has_wildcards",
+    "is_url",
+    "storage_of",
+]
 
+MOST_BYTES = 1 << 30  # of an encoded image
 _MOST_EXPANDED = 1_000_000
 _SETTLED = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _SETTLED_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
@@ -73,26 +85,32 @@ class Local:
 
     def kind(self, path: str) -> str | None:
         """See `Storage`."""
-        return "folder" if os.path.isdir(path) else "file" if os.path.exists(path) else None
+        if os.path.isdir(path):
+            return "folder"
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ImageError(f"'{path}' is neither a file nor a folder")
+        return "file" if os.path.isfile(path) else None
 
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:
-        """See `Storage`; links to folders are not followed."""
-        yield from self._walk(folder, "")
-
-    def _walk(self, folder: str, below: str) -> Iterator[tuple[str, int]]:
-        folders = []
-        try:
-            with os.scandir(folder) as listed:
-                entries = sorted(listed, key=lambda entry: os.fsencode(entry.name))
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry)
-                elif entry.is_file():
-                    yield below + entry.name, entry.stat().st_size
-        except OSError as error:
-            raise _unreadable(error.filename or folder, error) from None
-        for entry in folders:
-            yield from self._walk(entry.path, f"{below}{entry.name}/")
+        """See `Storage`; links to folders are not followed, and what reading will refuse has size 0."""
+        waiting = [b""]
+        while waiting:  # and not by recursion: folders may be nested deeper than Python's stack
+            below = waiting.pop()
+            path = os.fsencode(folder) + below
+            try:
+                names = sorted(os.listdir(path))
+            except OSError as error:
+                raise _unreadable(path, error) from None
+            folders = []
+            for name in names:
+                about = _about(path + name)
+                if about is None or stat.S_ISREG(about.st_mode):
+                    yield os.fsdecode(below + name), about.st_size if about else 0
+                elif not stat.S_ISDIR(about.st_mode):
+                    yield os.fsdecode(below + name), 0
+                elif not os.path.islink(path + name):
+                    folders.append(below + name + b"/")
+            waiting += reversed(folders)
 
     def matches(self, pattern: str) -> list[str]:
         """See `Storage`."""
@@ -108,9 +126,18 @@ class Local:
     def read(self, path: str) -> bytes:
         """See `Storage`."""
         try:
+            about = os.stat(path)
+            if not stat.S_ISREG(about.st_mode):
+                raise Settled(f"'{path}' cannot be read: it is not a regular file")
+            if about.st_size > MOST_BYTES:
+                raise Settled(
+                    f"'{path}' cannot be read: it has {about.st_size:,} bytes, and images at most {MOST_BYTES:,}"
+                )
             return Path(path).read_bytes()
         except OSError as error:
             raise _unreadable(path, error) from None
+        except MemoryError:
+            raise Settled(f"'{path}' cannot be read: it does not fit into memory") from None
 
     def open(self, path: str) -> Any:
         """See `Storage`."""
@@ -259,6 +286,14 @@ def expand_braces(pattern: str) -> list[str]:
     else:
         parts = inside.split(",")
     return [path for part in parts for path in expand_braces(before + part + after)]
+
+
+def _about(path: bytes) -> os.stat_result | None:
+    """What a path or a link leads to, or None where it leads nowhere."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def _unreadable(path: Any, error: Exception) -> ImageError:

@@ -18,6 +18,7 @@ from ...errors import ImageError
 from ..image import SUFFIXES
 from .patience import PatientFiles
 from .sources import Container, Failing, Fingerprint, InMemory, Item, Shard, as_text
+from .storage import MOST_BYTES
 
 __all__ = ["TarFiles"]
 
@@ -91,7 +92,8 @@ class TarFiles:
                             continue
                         if not (member.isfile() or member.islnk() or member.issym()):
                             continue
-                        inside = archive.extractfile(member) if member.isfile() else None
+                        problem = _problem(member)
+                        inside = None if problem else archive.extractfile(member)
                         content = b"" if inside is None else inside.read()
                         past, weight = stream.taken, stream.taken - past
                         member_name = as_text(member.name.removeprefix("./"))
@@ -101,8 +103,8 @@ class TarFiles:
                             key = f"{name}/{member_name}#{times[key]}"
                         times[key] = 1
                         count += 1
-                        link = f"'{member_name}' in the tar file '{container.path}' is a link, which is not followed"
-                        read = InMemory(content) if member.isfile() else Failing(link)
+                        where = f"'{member_name}' in the tar file '{container.path}'"
+                        read = Failing(f"{where} {problem}") if problem else InMemory(content)
                         yield Item(number, key, _sample(member_name), read, weight)
                     archive.refuse_damage()
         except _DAMAGED as error:
@@ -172,6 +174,15 @@ class _Counting:
         if head.startswith((b"\xfd7zXZ", b"]\0\0")):
             return lzma.LZMAFile(stream)
         return stream
+
+
+def _problem(member: tarfile.TarInfo) -> str | None:
+    """Why a member is not read."""
+    if not member.isfile():
+        return "is a link, which is not followed"
+    if member.size > MOST_BYTES:
+        return f"has {member.size:,} bytes, and images at most {MOST_BYTES:,}"
+    return None
 
 
 def _sample(name: str) -> str:

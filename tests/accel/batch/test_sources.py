@@ -297,15 +297,15 @@ def test_sources_with_nothing_in_them_are_refused_in_a_sentence(tmp_path: Path) 
 
 
 def test_a_folder_that_may_not_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scandir = os.scandir
+    listdir = os.listdir
 
-    def refusing(path: str) -> Any:
-        if str(path).endswith("deeper"):
+    def refusing(path: bytes) -> Any:
+        if b"deeper" in path:
             raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)  # root, whom tests may run as, reads everything
-    with pytest.raises(ImageError, match="deeper' cannot be read: Permission denied"):
+    monkeypatch.setattr(os, "listdir", refusing)  # root, whom tests may run as, reads everything
+    with pytest.raises(ImageError, match="deeper/' cannot be read: Permission denied"):
         find_source(str(folder))
 
 
@@ -316,3 +316,42 @@ def test_names_that_are_not_utf8_have_keys_and_are_read(tmp_path: Path) -> None:
     items = all_items(find_source(str(folder)))
     assert [number_of(item) for item in items] == [5, 0]
     assert items[0].key.encode() == rb"\udcff.png"
+
+
+def test_links_that_lead_nowhere_and_what_is_no_file_are_images_that_cannot_be_read(folder: Path) -> None:
+    (folder / "a-loop.png").symlink_to("a-loop.png")
+    (folder / "b-nowhere.png").symlink_to("missing.png")
+    (folder / "c-good.png").symlink_to("0001.png")
+    (folder / "d-folder.png").symlink_to("deeper")
+    os.mkfifo(folder / "e-pipe.png")
+    with (folder / "f-large.png").open("wb") as stream:
+        stream.truncate(900 << 30)  # without anything in it
+    items = {item.key: item for item in all_items(find_source(str(folder)))}
+    assert len(items) == 23 + 5
+    assert number_of(items["c-good.png"]) == 1
+    for key, said in (
+        ("a-loop.png", "Too many levels of symbolic links"),
+        ("b-nowhere.png", "No such file"),
+        ("e-pipe.png", "it is not a regular file"),
+        ("f-large.png", "it has 966,367,641,600 bytes, and images at most 1,073,741,824"),
+    ):
+        with pytest.raises(ImageError, match=f"{key}' cannot be read: {said}"):
+            items[key].read()
+    with pytest.raises(ImageError, match="is neither a file nor a folder"):
+        find_source(str(folder / "e-pipe.png"))
+
+
+def test_folders_may_be_nested_deeper_than_the_stack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("deep.png").write_bytes(encoded(30))
+    keys = [item.key for item in all_items(find_source(str(folder)))]
+    assert "d/" * 1200 + "deep.png" in keys
+    assert len(keys) == 24
+    for _ in range(1200):  # which shutil, and with it pytest, could not remove
+        for path in Path().iterdir():
+            path.rmdir() if path.is_dir() else path.unlink()
+        os.chdir("..")
+    os.rmdir("d")
