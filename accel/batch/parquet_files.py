@@ -56,7 +56,7 @@ class ParquetFiles:
             found.add(one.name, one.size)
             with self._open(one) as file:
                 schema = file.schema_arrow
-                self._image = self._image or _image_column(schema, image_column, one.path)
+                self._image = _image_column(schema, self._image or image_column, one.path)
                 for column in filter(None, (self._image, id_column)):
                     if column not in schema.names:
                         raise UsageError(f"'{one.path}' has no column '{column}', but {', '.join(schema.names)}")
@@ -87,7 +87,7 @@ class ParquetFiles:
                         for content, own in zip(images, ids, strict=True):
                             missing = f"row {row} of '{container.path}' has no image"
                             read = InMemory(content) if content else Failing(missing)
-                            yield Item(shard, f"{name}#{row}", None if own is None else as_text(str(own)), read)
+                            yield Item(shard, f"{name}#{row}", None if own is None else str(own), read)
                             row += 1
                 if row < end:
                     raise Settled(f"'{container.path}' has become shorter")

@@ -32,6 +32,7 @@ __all__ = [
 
 KINDS = ("images", "tar", "parquet")
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_ESCAPE = re.compile(rb"\\x[0-9a-f]{2}")
 _PARQUETS = (".parquet", ".parq")
 
 
@@ -271,5 +272,23 @@ class Fingerprint:
 
 
 def as_text(name: str) -> str:
-    """A file's name as text that can be stored; bytes of it that are not UTF-8 by their numbers."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    r"""A file's name as text that can be stored, no two names as the same.
+
+    Bytes of it that are not UTF-8 become ``\xff``; in a name with such bytes, or that looks as if it had them, a
+    backslash becomes two.
+    """
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # other surrogates, which come from no file system
+        encoded = name.encode("utf-8", "surrogatepass")
+    if not _ESCAPE.search(encoded) and _is_utf8(encoded):
+        return name
+    return encoded.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def _is_utf8(encoded: bytes) -> bool:
+    try:
+        encoded.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

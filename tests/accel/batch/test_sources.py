@@ -198,6 +198,11 @@ def test_parquet_files_without_images_or_with_several_columns_of_bytes_are_refus
         find_source(str(tmp_path / "two.parquet"), image_column="middle")
     with pytest.raises(UsageError, match="holds int64, not encoded images"):
         find_source(str(tmp_path / "none.parquet"), image_column="a")
+    write_parquet(tmp_path / "many-a.parquet", range(3))
+    for images in ([{"path": "x"}], ["text"]):
+        pq.write_table(pa.table({"image": images, "other": [b"x"]}), tmp_path / "many-b.parquet")
+        with pytest.raises(UsageError, match=r"'image' of '.*many-b\.parquet' holds .*, not encoded images"):
+            find_source(f"{tmp_path}/many-*.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"not at all")
     with pytest.raises(ImageError, match=r"bad\.parquet' is not a Parquet file that can be read"):
         find_source(str(tmp_path / "bad.parquet"))
@@ -315,7 +320,18 @@ def test_names_that_are_not_utf8_have_keys_and_are_read(tmp_path: Path) -> None:
         stream.write(encoded(5))
     items = all_items(find_source(str(folder)))
     assert [number_of(item) for item in items] == [5, 0]
-    assert items[0].key.encode() == rb"\udcff.png"
+    assert items[0].key == r"\xff.png"
+
+
+def test_no_two_names_are_one_key(tmp_path: Path) -> None:
+    names = [b"\xff.png", rb"\xff.png", rb"\\xff.png", b"\\\xff.png", rb"\udcff.png", rb"a\b.png", b"\xc3\xa9.png"]
+    for number, name in enumerate(names):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as stream:
+            stream.write(encoded(number))
+    keys = {names[number_of(item)]: item.key for item in all_items(find_source(str(tmp_path)))}
+    assert len(set(keys.values())) == len(keys) == len(names)
+    assert keys[rb"a\b.png"] == r"a\b.png", "a backslash is as good as any character"
+    assert keys[b"\xc3\xa9.png"] == "é.png"
 
 
 def test_links_that_lead_nowhere_and_what_is_no_file_are_images_that_cannot_be_read(folder: Path) -> None:
