@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from .plan import plan_of
 from .run import part_of, run_batch
 from .shards import Ledger, Tally
 from .sources import find_source
-from .storage import is_url
+from .storage import is_url, may_hold
 
 __all__ = ["BatchJob", "JobConfig", "Summary"]
 
@@ -66,10 +65,9 @@ class JobConfig:
     def __post_init__(self) -> None:
         if is_url(str(self.folder)) or ":/" in str(self.folder):
             raise UsageError(f"results go into a folder of this machine, not to '{self.folder}'; copy them there after")
-        if os.path.isdir(self.source):
-            for folder in filter(None, (self.folder, self.batch.overlays)):
-                if folder.resolve().is_relative_to(Path(self.source).resolve()):
-                    raise UsageError(f"'{folder}' lies in the source '{self.source}'; results go into another folder")
+        for folder, name in ((self.folder, "shard-00000.parquet"), (self.batch.overlays, "x.overlay.png")):
+            if folder is not None and may_hold(self.source, folder, name):
+                raise UsageError(f"'{folder}' lies in the source '{self.source}'; results go into another folder")
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,10 @@ class ShardWriter:
         self._flush()
         expected = self._shard.images
         if expected is not None and expected != self._images:
-            raise AssertionError(f"shard {self._shard.number} has {self._images} images and should have {expected}")
+            raise OutputError(
+                f"shard {self._shard.number} has {self._images} images and should have {expected}: the source has "
+                "changed since it was listed; run the same command again"
+            )
         self._writer.add_key_value_metadata({"saccade.images": str(self._images), "saccade.failed": str(self._failed)})
         self._writer.close()
         self._stream.flush()

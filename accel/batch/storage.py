@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ MOST_BYTES = 1 << 30  # of an encoded image
 _MOST_EXPANDED = 1_000_000
 _SETTLED = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _SETTLED_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+_RELATIVE = re.compile(r"(?:[^*?\[/]*/)*")  # folders before the first wildcard
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -286,6 +288,38 @@ def expand_braces(pattern: str) -> list[str]:
     else:
         parts = inside.split(",")
     return [path for part in parts for path in expand_braces(before + part + after)]
+
+
+def may_hold(spec: str, folder: Path, name: str) -> bool:
+    """A spec on this machine would also take files of such a name that come to lie in a folder, or in folders below.
+
+    Args:
+        spec: a file, a folder or a pattern.
+        folder: where they will lie.
+        name: of one of them.
+    """
+    inside = folder.resolve()
+    if is_url(spec):
+        return False
+    if os.path.isdir(spec):
+        return inside.is_relative_to(Path(spec).resolve())
+    for pattern in expand_braces(spec):
+        fixed = _RELATIVE.match(pattern)[0]  # type: ignore[index]
+        root, rest = Path(fixed or ".").resolve(), pattern[len(fixed) :].split("/")
+        if has_wildcards(pattern) and inside.is_relative_to(root):
+            below = inside.relative_to(root).parts
+            if any(_fits(rest, (*below, *["x"] * depth, name)) for depth in range(len(rest))):
+                return True
+    return False
+
+
+def _fits(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    """Part by part; ``**`` stands for any number of them."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    if pattern[0] == "**":
+        return any(_fits(pattern[1:], parts[start:]) for start in range(len(parts)))
+    return fnmatch.fnmatch(parts[0], pattern[0]) and _fits(pattern[1:], parts[1:])
 
 
 def _about(path: bytes) -> os.stat_result | None:

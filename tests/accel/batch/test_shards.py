@@ -146,6 +146,7 @@ def test_another_source_bundle_or_option_is_refused_by_name(
         ({"bundle": tiny_own_bundle_kept}, "begun with another bundle"),
         ({"shard_size": 6}, "begun with --shard-size 5 and now it is --shard-size 6"),
         ({"limit": 7}, "begun with no --limit and now it is --limit 7"),
+        ({"batch": BatchConfig(overlays=tmp_path / "pictures")}, "with no --overlays and now it is --overlays true"),
         ({"batch": BatchConfig(mask="uint8")}, 'begun with --mask "png" and now it is --mask "uint8"'),
         (
             {"batch": BatchConfig(pipeline=PipelineConfig(targets=(2,)))},
@@ -218,6 +219,14 @@ def test_results_do_not_go_into_the_source_or_to_an_address(make: Make, folder: 
         make(folder=folder / "out")
     with pytest.raises(UsageError, match="lies in the source"):
         make(batch=BatchConfig(overlays=folder / "pictures"))
+    for pattern in ("**/*.png", "*/*/*.png", "{de,pic}*/**/*.png"):
+        with pytest.raises(UsageError, match="lies in the source"):
+            make(source=f"{folder}/{pattern}", batch=BatchConfig(overlays=folder / "pictures"))
+    for pattern in ("**/*.parquet", "*/shard-*"):
+        with pytest.raises(UsageError, match="lies in the source"):
+            make(source=f"{folder}/{pattern}", folder=folder / "out")
+    make(source=f"{folder}/*.png", folder=folder / "out", batch=BatchConfig(overlays=folder / "pictures"))
+    make(source=f"{folder}/**/*.png", folder=folder / "out")
     with pytest.raises(UsageError, match="a folder of this machine"):
         make(folder=Path("s3://bucket/out"))
 
@@ -340,6 +349,6 @@ def test_a_run_after_sigkill_has_every_image_once(tiny_bundle_kept: Path, tmp_pa
 def test_the_writer_refuses_a_shard_with_an_image_too_few(make: Make, tmp_path: Path) -> None:
     with BatchJob(make()) as job:
         job._shards[:] = [replace(shard, images=shard.images + 1) for shard in job._shards if shard.images]
-        with pytest.raises(AssertionError, match="has 5 images and should have 6"):
+        with pytest.raises(OutputError, match="has 5 images and should have 6: the source has changed"):
             list(job.run())
     assert list((tmp_path / "out").glob("*.parquet")) == []
