@@ -206,14 +206,6 @@ def test_ray_gives_the_same_table_although_an_actor_is_killed(tiny_bundle_kept: 
     assert tables[0].schema.equals(tables[1].schema, check_metadata=True)
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence(tiny_bundle_kept: Path, folder: Path, tmp_path: Path) -> None:
-    command = program("batch", folder, tmp_path / "out", "--bundle", tiny_bundle_kept, "--ray", "127.0.0.1:1")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: Ray cannot be reached at '127.0.0.1:1'")
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("missing", [False, True], ids=["unreachable", "not installed"])
 def test_results_stay_where_ray_cannot_be_had(
     saccade_command: Run,
