@@ -303,10 +303,10 @@ def may_hold(spec: str, folder: Path, name: str) -> bool:
         return False
     if os.path.isdir(spec):
         return inside.is_relative_to(Path(spec).resolve())
-    for pattern in expand_braces(spec):
+    for pattern in filter(has_wildcards, expand_braces(spec)):
         fixed = _RELATIVE.match(pattern)[0]  # type: ignore[index]
         root, rest = Path(fixed or ".").resolve(), pattern[len(fixed) :].split("/")
-        if has_wildcards(pattern) and inside.is_relative_to(root):
+        if inside.is_relative_to(root):
             below = inside.relative_to(root).parts
             if any(_fits(rest, (*below, *["x"] * depth, name)) for depth in range(len(rest))):
                 return True
