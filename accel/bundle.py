@@ -18,7 +18,16 @@ from ..contracts import Floats, Uint8
 from ..errors import BundleError, OutputError, UsageError, suggest
 from .manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, SCHEMA_VERSION, Manifest
 
-__all__ = ["Bundle", "Golden", "class_index", "file_sha256", "open_bundle", "write_manifest", "write_whole"]
+__all__ = [
+    "Bundle",
+    "Golden",
+    "class_index",
+    "file_sha256",
+    "open_bundle",
+    "sync_folder",
+    "write_manifest",
+    "write_whole",
+]
 
 
 @dataclass(frozen=True)
@@ -144,8 +153,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         raise OutputError(f"cannot write into the bundle '{folder}': {error.strerror or error}") from None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, whatever happens.
+def write_whole(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a file that is there whole or not at all, whatever happens; of a loss of power that holds with `sync`.
 
     Raises:
         OSError: it cannot be written.
@@ -154,10 +163,28 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.chmod(part, 0o644)
         os.replace(part, path)
+        if sync:
+            sync_folder(path.parent)
     finally:
         Path(part).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was renamed into a folder, or removed from it, stays so when power fails.
+
+    Raises:
+        OSError: the disk says so.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _check(folder: Path, name: str, expected: str) -> None:

@@ -148,8 +148,9 @@ def batch(
     a column, or an address of these that fsspec opens, such as s3://bucket/folder.
 
     Each image is a row: key, SHA-256, classes, probabilities and mask; one that cannot be read is a row with the error,
-    and makes the exit code 1. A run that is stopped or killed goes on with the same command: what is finished stays,
-    and every image is in the result once. Several runs may work on one DST at a time.
+    and makes the exit code 1, as do shards that other runs have not finished. A run that is stopped or killed goes on
+    with the same command: what is finished stays, and every image is in the result once. Several runs may work on one
+    DST at a time.
 
     \b
     Examples:

@@ -63,7 +63,7 @@ def follow(job: BatchJob) -> float:
 
 
 def report(job: BatchJob, seconds: float, as_json: bool) -> int:
-    """Say what the folder holds now; the exit code, 1 if an image could not be explained."""
+    """Say what the folder holds now; the exit code, 1 if an image could not be explained, or not all is finished."""
     found = job.summary()
     done = found.images - job.before.images
     if as_json:
@@ -85,7 +85,7 @@ def report(job: BatchJob, seconds: float, as_json: bool) -> int:
         )
     else:
         _print(job, found, done, seconds)
-    return 1 if found.failed else 0
+    return 1 if found.failed or found.finished < found.shards else 0
 
 
 def _print(job: BatchJob, found: Summary, done: int, seconds: float) -> None:
@@ -104,7 +104,8 @@ def _print(job: BatchJob, found: Summary, done: int, seconds: float) -> None:
         soft_wrap=True,
     )
     if left := found.shards - found.finished:
-        console.print(f"{left:,} more shards are in the hands of other runs", highlight=False)
+        which = "1 shard is" if left == 1 else f"{left:,} shards are"
+        console.print(f"{which} in the hands of other runs and not finished", highlight=False)
 
 
 def _plain(text: str) -> str:

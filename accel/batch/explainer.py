@@ -240,20 +240,21 @@ class BatchExplainer:
                 answers = next(results)
                 if self.config.mask == "none":
                     answers = answers[:: max(1, len(self.manifest.areas))]
-                for result in answers:
+                endings = _endings([result.variant for result in answers])
+                for result, ending in zip(answers, endings, strict=True):
                     rows.append(_row(entry, result=result, mask=encode_mask(result.mask, self.config.mask)))
-                    self._draw(entry.item.key, result)
+                    self._draw(entry.item.key, result, ending)
             batch_rows = record_batch(rows, self.schema, self.config.top)
             found.append(Answered(shard, batch_rows, images, failures, weight))
         return found
 
-    def _draw(self, key: str, result: ImageExplanation) -> None:
+    def _draw(self, key: str, result: ImageExplanation, ending: str) -> None:
         """Write the picture of an explanation, under its image's key."""
         if self.config.overlays is None:
             return
         stream = io.BytesIO()
         result.overlay().save(stream, "PNG", compress_level=1)
-        path = self.config.overlays / _picture_name(key, result.variant)
+        path = self.config.overlays / _picture_name(key, ending)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, stream.getvalue())
@@ -277,17 +278,27 @@ def _listed(column: Any) -> list[Any]:
     return list(column)
 
 
-def _picture_name(key: str, variant: str) -> Path:
-    """The path of a picture below the folder of pictures: never outside of it, never longer than file systems allow."""
+def _endings(variants: Sequence[str]) -> list[str]:
+    """What tells the pictures of one image apart: class and area, and where these read alike their number."""
+    words = ["." + re.sub(r"[^\w-]+", "-", variant) if variant else "" for variant in variants]
+    return [word if words.count(word) == 1 else f"{word}.{number}" for number, word in enumerate(words, 1)]
+
+
+def _picture_name(key: str, ending: str) -> Path:
+    """The path of a picture below the folder of pictures: never outside of it, never longer than file systems allow.
+
+    Where that takes a change of the key, a digest of it keeps its picture apart from others'.
+    """
     parts = [part for part in re.split(r"[\\/]", key) if part not in ("", ".", "..")] or ["image"]
-    ending = ("." + re.sub(r"[^\w-]+", "-", variant) if variant else "") + ".overlay.png"
-    parts = [_shortened(part) for part in parts[:-1]] + [_shortened(parts[-1]) + ending]
-    return Path(*parts)
+    suffix = ".overlay.png"
+    name, room = parts[-1] + ending, _LONGEST_NAME - len(suffix)
+    cut = [_shortened(part, _LONGEST_NAME) for part in parts[:-1]] + [_shortened(name, room)]
+    if "/".join(cut) != key + ending:
+        digest = hashlib.sha256(f"{key}\0{ending}".encode()).hexdigest()[:12]
+        cut[-1] = f"{_shortened(name, room - 13)}-{digest}"
+    cut[-1] += suffix
+    return Path(*cut)
 
 
-def _shortened(name: str) -> str:
-    name = name.replace("\0", "_")
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return name.encode()[: _LONGEST_NAME - 17].decode(errors="ignore") + "-" + digest
+def _shortened(name: str, most: int) -> str:
+    return name.replace("\0", "_").encode()[:most].decode(errors="ignore")

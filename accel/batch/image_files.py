@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
+from .patience import PatientFiles
 from .sources import Fingerprint, Item, Shard, as_text, numbered_shards
-from .storage import Storage
 
 __all__ = ["ImageFiles"]
 
@@ -17,7 +17,7 @@ _BLOCK = 65536
 
 
 class ImageFiles:
-    """Image files, listed in order and held as one Arrow array of names: a million take some tens of MB.
+    """Image files, listed in order and held as one Arrow array of names.
 
     Args:
         storage: where they lie.
@@ -30,7 +30,7 @@ class ImageFiles:
     kind = "images"
 
     def __init__(
-        self, storage: Storage, root: str, files: Iterable[tuple[str, int]], shard_size: int, limit: int | None
+        self, storage: PatientFiles, root: str, files: Iterable[tuple[str, int]], shard_size: int, limit: int | None
     ) -> None:
         self.remote = storage.remote
         self._storage, self._root = storage, root

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from .plan import plan_of
 from .run import part_of, run_batch
 from .shards import Ledger, Tally
 from .sources import find_source
-from .storage import is_url
+from .storage import is_url, may_hold
 
 __all__ = ["BatchJob", "JobConfig", "Summary"]
 
@@ -65,10 +65,9 @@ class JobConfig:
     def __post_init__(self) -> None:
         if is_url(str(self.folder)) or ":/" in str(self.folder):
             raise UsageError(f"results go into a folder of this machine, not to '{self.folder}'; copy them there after")
-        if os.path.isdir(self.source):
-            for folder in filter(None, (self.folder, self.batch.overlays)):
-                if folder.resolve().is_relative_to(Path(self.source).resolve()):
-                    raise UsageError(f"'{folder}' lies in the source '{self.source}'; results go into another folder")
+        for folder, name in ((self.folder, "shard-00000.parquet"), (self.batch.overlays, "x.overlay.png")):
+            if folder is not None and may_hold(self.source, folder, name):
+                raise UsageError(f"'{folder}' lies in the source '{self.source}'; results go into another folder")
 
 
 @dataclass(frozen=True)
@@ -135,24 +134,36 @@ class BatchJob:
                 "id-column": config.id_column,
             },
         )
-        local = config.ray is None
-        self._explainer = BatchExplainer(bundle, config.batch, **config.engine) if local else None
-        self._ledger = Ledger(config.folder, plan, restart=config.restart)
+        self._explainer, self._cluster = None, ExitStack()
+        if config.ray is None:
+            self._explainer = BatchExplainer(bundle, config.batch, **config.engine)
+        else:
+            from .ray_data import connected
+
+            self._cluster.enter_context(connected(config.ray, actors=config.actors or 1))
+        try:
+            self._ledger = Ledger(config.folder, plan, restart=config.restart)
+        except BaseException:
+            self._cluster.close()
+            raise
         try:
             if config.retry_failed:
-                self._ledger.forget_failed(self._shards)
-            self.before: Tally = self._ledger.tally(self._shards)
+                self._ledger.do_failed_again(self._shards)
+            done = [shard for shard in self._shards if not self._ledger.to_do(shard.number)]
+            self.before: Tally = self._ledger.tally(done)
         except BaseException:
             self._ledger.close()
+            self._cluster.close()
             raise
         self.weight = sum(shard.weight for shard in self._shards)
-        self.weight_before = sum(shard.weight for shard in self._shards if self._ledger.finished(shard.number))
+        self.weight_before = sum(shard.weight for shard in done)
 
     def __enter__(self) -> BatchJob:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ledger.close()
+        self._cluster.close()
 
     @property
     def images(self) -> int | None:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import ImageError, UsageError
+from .patience import PatientFiles
 from .sources import Container, Failing, Fingerprint, InMemory, Item, Shard, as_text, numbered_shards
-from .storage import Storage
+from .storage import Settled
 
 __all__ = ["ParquetFiles"]
 
@@ -40,7 +41,7 @@ class ParquetFiles:
 
     def __init__(
         self,
-        storage: Storage,
+        storage: PatientFiles,
         containers: Sequence[Container],
         shard_size: int,
         limit: int | None,
@@ -55,7 +56,7 @@ class ParquetFiles:
             found.add(one.name, one.size)
             with self._open(one) as file:
                 schema = file.schema_arrow
-                self._image = self._image or _image_column(schema, image_column, one.path)
+                self._image = _image_column(schema, self._image or image_column, one.path)
                 for column in filter(None, (self._image, id_column)):
                     if column not in schema.names:
                         raise UsageError(f"'{one.path}' has no column '{column}', but {', '.join(schema.names)}")
@@ -78,21 +79,27 @@ class ParquetFiles:
             row = self._starts[index] + end
 
     def _rows(self, shard: int, container: Container, first: int, end: int) -> Iterator[Item]:
-        name, row = as_text(container.name), first
-        try:
-            with self._open(container) as file:
-                for images, ids in _read(file, self._image, self._id, first, end):
-                    for content, own in zip(images, ids, strict=True):
-                        read = (
-                            InMemory(content) if content else Failing(f"row {row} of '{container.path}' has no image")
-                        )
-                        yield Item(shard, f"{name}#{row}", None if own is None else as_text(str(own)), read)
-                        row += 1
-        except (ImageError, pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            while row < end:
-                yield Item(shard, f"{name}#{row}", None, Failing(f"row {row} of '{container.path}': {reason}"))
-                row += 1
+        name, row, tried = as_text(container.name), first, 0
+        while row < end:
+            try:
+                with self._open(container) as file:
+                    for images, ids in _read(file, self._image, self._id, row, end):
+                        for content, own in zip(images, ids, strict=True):
+                            missing = f"row {row} of '{container.path}' has no image"
+                            read = InMemory(content) if content else Failing(missing)
+                            yield Item(shard, f"{name}#{row}", None if own is None else str(own), read)
+                            row += 1
+                if row < end:
+                    raise Settled(f"'{container.path}' has become shorter")
+                self._storage.worked()
+            except (ImageError, pa.ArrowException, OSError) as error:
+                if isinstance(error, ImageError) and self._storage.again(error, tried):
+                    tried += 1
+                    continue
+                reason = str(error).splitlines()[0]
+                while row < end:
+                    yield Item(shard, f"{name}#{row}", None, Failing(f"row {row} of '{container.path}': {reason}"))
+                    row += 1
 
     @contextmanager
     def _open(self, container: Container) -> Iterator[Any]:
@@ -101,7 +108,7 @@ class ParquetFiles:
                 file = pq.ParquetFile(stream)
             except (pa.ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
-                raise ImageError(f"'{container.path}' is not a Parquet file that can be read: {reason}") from None
+                raise Settled(f"'{container.path}' is not a Parquet file that can be read: {reason}") from None
             with file:
                 yield file
 

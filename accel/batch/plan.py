@@ -96,6 +96,7 @@ def plan_of(
         "top": config.top,
         "max-megapixels": pipeline.max_pixels / 1e6,
         "precision": precision,
+        "overlays": True if config.overlays else None,  # which finished shards would not get later
     }
     return Plan(
         source=spec.encode("utf-8", "backslashreplace").decode(),

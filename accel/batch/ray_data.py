@@ -12,7 +12,8 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from .sources import Shard, Source
 if TYPE_CHECKING:
     from .job import JobConfig
 
-__all__ = ["ShardExplainer", "connect", "run_on_ray", "shard_dataset"]
+__all__ = ["ShardExplainer", "connected", "run_on_ray", "shard_dataset"]
 
 
 _PATIENCE = 10.0  # seconds
@@ -90,17 +91,15 @@ class ShardExplainer:
 def run_on_ray(
     source: Source, shards: Sequence[Shard], ledger: Ledger, config: JobConfig
 ) -> Generator[Answered, None, None]:
-    """Do all shards that are not finished on a cluster, and say what was done after every shard.
+    """Do all shards that are not finished on the cluster that is `connected`, and say what was done after every shard.
 
     Raises:
-        EngineError: Ray cannot be reached, or a shard cannot be done.
+        EngineError: a shard cannot be done.
         OutputError: the folder of results cannot be written.
-        MissingDependencyError: Ray is not installed.
     """
     claimed = {shard.number: shard for shard in shards if ledger.claim(shard.number)}
     if not claimed:
         return
-    began = connect(config.ray or "local", actors=config.actors or 1)
     try:
         places = {shard.number: place for place, shard in enumerate(source.shards)}
         dataset = shard_dataset(source, [places[number] for number in claimed], config)
@@ -114,16 +113,15 @@ def run_on_ray(
             failures = [(one["key"], one["error"]) for one in bad]
             images = int(row["images"])
             with Writing(ledger, table.schema) as writing:
-                for batch in table.to_batches():
-                    writing.add(shard, Answered(shard.number, batch, images, failures, shard.weight))
+                for place, batch in enumerate(table.to_batches()):  # several where it has more than 2 GiB
+                    told = (images, failures, shard.weight) if place == 0 else (0, [], 0)
+                    writing.add(shard, Answered(shard.number, batch, *told))
                 writing.finish(shard)
             del claimed[shard.number]
             yield Answered(shard.number, table, images, failures, shard.weight)
     finally:
         for number in claimed:
             ledger.release(number)
-        if began:
-            _ray().shutdown()
 
 
 def shard_dataset(source: Source, places: Sequence[int], config: JobConfig) -> Any:
@@ -158,9 +156,11 @@ def shard_dataset(source: Source, places: Sequence[int], config: JobConfig) -> A
     )
 
 
-def connect(address: str, *, actors: int = 1) -> bool:
-    """Connect to a cluster, or start Ray on this machine for ``"local"`` with room for so many actors; False where this
-    process is connected.
+@contextmanager
+def connected(address: str, *, actors: int = 1) -> Iterator[None]:
+    """A connection to a cluster, or for ``"local"`` Ray on this machine with room for so many actors.
+
+    Where this process is connected already, that is left as it is.
 
     Raises:
         EngineError: there is none.
@@ -168,7 +168,8 @@ def connect(address: str, *, actors: int = 1) -> bool:
     """
     ray = _ray()
     if ray.is_initialized():
-        return False
+        yield
+        return
     if found := re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address):
         try:  # Ray itself tries for minutes, and then ends the process
             socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE).close()
@@ -188,7 +189,10 @@ def connect(address: str, *, actors: int = 1) -> bool:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return True
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _rows(dataset: Any) -> Generator[Any, None, None]:

@@ -24,7 +24,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ...errors import OutputError, UsageError
-from ..bundle import write_whole
+from ..bundle import sync_folder, write_whole
 from .explainer import Answered
 from .plan import Plan, read_plan
 from .shard_locks import ShardLocks
@@ -73,6 +73,7 @@ class Ledger:
     def __init__(self, folder: str | os.PathLike[str], plan: Plan, *, restart: bool = False) -> None:
         self.folder, self.plan = Path(folder), plan
         self._aside = self.folder / _ASIDE
+        self._again: set[int] = set()
         with self._writing():
             self._aside.mkdir(parents=True, exist_ok=True)
         self._locks = ShardLocks(self._aside / "locks")
@@ -84,10 +85,10 @@ class Ledger:
                     raise UsageError(f"'{folder}' holds '{other.name}' of something else; write into another folder")
                 if restart:
                     self._remove_all()
-                if file.exists():
+                if file.exists() and not restart:
                     read_plan(file).refuse_other(plan, self.folder)
                 else:
-                    write_whole(file, plan.as_json())
+                    write_whole(file, plan.as_json(), sync=True)
         except BaseException:
             self._locks.close()
             raise
@@ -112,13 +113,18 @@ class Ledger:
         """The shard's table is there."""
         return self.path(number).exists()
 
+    def to_do(self, number: int) -> bool:
+        """The shard is not finished, or to be done again."""
+        return number in self._again or not self.finished(number)
+
     def claim(self, number: int) -> bool:
-        """Take a shard that is not finished and that no other run has; what a killed run left of it is removed."""
-        if self.finished(number) or not self._locks.take(number):
+        """Take a shard that is to be done and that no other run has; what a killed run left of it is removed."""
+        if not self.to_do(number) or not self._locks.take(number):
             return False
-        if self.finished(number):  # since then
+        if not self.to_do(number):  # since then
             self._locks.release(number)
             return False
+        self._again.discard(number)
         with self._writing():
             for left in self._aside.glob(f"{self.path(number).name}.*.partial"):
                 left.unlink(missing_ok=True)
@@ -153,17 +159,11 @@ class Ledger:
             for row in table.filter(pyarrow.compute.is_valid(table["error"])).to_pylist():
                 yield row["key"], row["error"]
 
-    def forget_failed(self, shards: list[Shard]) -> int:
-        """Remove finished shards with images that could not be explained, so that they are done again; how many."""
-        removed = 0
+    def do_failed_again(self, shards: list[Shard]) -> None:
+        """Finished shards with images that could not be explained are to be done; until they are, they stay."""
         for shard in shards:
             if self.finished(shard.number) and int(self._about(shard.number).metadata[b"saccade.failed"]):
-                if self._locks.take(shard.number):
-                    with self._writing():
-                        self.path(shard.number).unlink(missing_ok=True)
-                    self._locks.release(shard.number)
-                    removed += 1
-        return removed
+                self._again.add(shard.number)
 
     def _about(self, number: int) -> Any:
         """The footer of a finished shard."""
@@ -180,12 +180,12 @@ class Ledger:
         return about
 
     def _remove_all(self) -> None:
-        """Remove all results and the plan; the lock of all runs is held."""
+        """Remove all results; until another takes its place the plan stays, which says whose they are."""
         if not self._locks.alone():
             raise OutputError(f"another run is at work on '{self.folder}'; stop it before a --restart")
-        (self._aside / "plan.json").unlink(missing_ok=True)
         for path in [*filter(_is_shard, self.folder.iterdir()), *self._aside.glob("*.partial")]:
             path.unlink()
+        sync_folder(self.folder)
 
     def _writing(self) -> _Errors:
         return _Errors(self.folder)
@@ -248,18 +248,17 @@ class ShardWriter:
         self._flush()
         expected = self._shard.images
         if expected is not None and expected != self._images:
-            raise AssertionError(f"shard {self._shard.number} has {self._images} images and should have {expected}")
+            raise OutputError(
+                f"shard {self._shard.number} has {self._images} images and should have {expected}: the source has "
+                "changed since it was listed; run the same command again"
+            )
         self._writer.add_key_value_metadata({"saccade.images": str(self._images), "saccade.failed": str(self._failed)})
         self._writer.close()
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
         os.replace(self._path, self._ledger.path(self._shard.number))
-        folder = os.open(self._ledger.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._ledger.folder)
 
     def abandon(self) -> None:
         """Remove what is there of it."""

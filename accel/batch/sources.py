@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ...errors import ImageError, UsageError
 from ..image import SUFFIXES
+from .patience import PatientFiles
 from .storage import Storage, expand_braces, has_wildcards, storage_of
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
 
 KINDS = ("images", "tar", "parquet")
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_ESCAPE = re.compile(rb"\\x[0-9a-f]{2}")
 _PARQUETS = (".parquet", ".parq")
 
 
@@ -98,7 +100,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Container:
     """A file of images: its path, its name in keys, its bytes."""
 
@@ -141,12 +143,12 @@ def find_source(
     kinds = {kind or _kind_of(one.path) or "images" for one in containers}
     if len(kinds) > 1:
         raise UsageError(f"'{spec}' names files of several kinds ({', '.join(sorted(kinds))}); narrow it down to one")
-    found = kinds.pop()
+    found, files = kinds.pop(), PatientFiles(storage, root)
     if found == "tar":
-        return TarFiles(storage, containers, limit)
+        return TarFiles(files, containers, limit)
     if found == "parquet":
-        return ParquetFiles(storage, containers, shard_size, limit, image_column, id_column)
-    return ImageFiles(storage, root, ((one.name, one.size) for one in containers), shard_size, limit)
+        return ParquetFiles(files, containers, shard_size, limit, image_column, id_column)
+    return ImageFiles(files, root, ((one.name, one.size) for one in containers), shard_size, limit)
 
 
 def _in_folder(
@@ -173,9 +175,10 @@ def _in_folder(
             elif found in others:
                 others[found].append(Container(root + name, name, size))
 
-    files = ImageFiles(storage, root, images(), shard_size, limit)
-    if files.shards:
-        return files
+    files = PatientFiles(storage, root)
+    source = ImageFiles(files, root, images(), shard_size, limit)
+    if source.shards:
+        return source
     tars, parquets = others["tar"], others["parquet"]
     if kind == "images" or (not tars and not parquets):
         raise ImageError(
@@ -188,8 +191,8 @@ def _in_folder(
     if not others[chosen]:
         raise ImageError(f"'{folder}' has no {chosen} files")
     if chosen == "tar":
-        return TarFiles(storage, tars, limit)
-    return ParquetFiles(storage, parquets, shard_size, limit, image_column, id_column)
+        return TarFiles(files, tars, limit)
+    return ParquetFiles(files, parquets, shard_size, limit, image_column, id_column)
 
 
 def _matching(storage: Storage, spec: str) -> tuple[str, list[Container]]:
@@ -269,5 +272,23 @@ class Fingerprint:
 
 
 def as_text(name: str) -> str:
-    """A file's name as text that can be stored; bytes of it that are not UTF-8 by their numbers."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    r"""A file's name as text that can be stored, no two names as the same.
+
+    Bytes of it that are not UTF-8 become ``\xff``; in a name with such bytes, or that looks as if it had them, a
+    backslash becomes two.
+    """
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # other surrogates, which come from no file system
+        encoded = name.encode("utf-8", "surrogatepass")
+    if not _ESCAPE.search(encoded) and _is_utf8(encoded):
+        return name
+    return encoded.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def _is_utf8(encoded: bytes) -> bool:
+    try:
+        encoded.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import glob
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import ImageError, SaccadeError, UsageError, require
 
-__all__ = ["Fsspec", "Local", "Storage", "expand_braces", "has_wildcards", "is_url", "storage_of"]
+__all__ = [
+    "MOST_BYTES",
+    "Fsspec",
+    "Local",
+    "Settled",
+    "Storage",
+    "expand_braces",
+    "has_wildcards",
+    "is_url",
+    "storage_of",
+]
 
+MOST_BYTES = 1 << 30  # of an encoded image
 _MOST_EXPANDED = 1_000_000
+_SETTLED = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_SETTLED_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+_RELATIVE = re.compile(r"(?:[^*?\[/]*/)*")  # folders before the first wildcard
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class Settled(ImageError):
+    """One file cannot be read, and trying again would not help: it is missing, forbidden, or no file."""
 
 
 class Storage(Protocol):
@@ -50,6 +71,14 @@ class Storage(Protocol):
         """A binary stream of a file."""
         ...
 
+    def there(self, root: str) -> bool:
+        """Something can be seen at the path of a folder."""
+        ...
+
+    def unreadable(self, path: str, error: Exception) -> ImageError:
+        """What an error in reading a file means."""
+        ...
+
 
 class Local:
     """The local disk, and what is mounted there."""
@@ -58,26 +87,32 @@ class Local:
 
     def kind(self, path: str) -> str | None:
         """See `Storage`."""
-        return "folder" if os.path.isdir(path) else "file" if os.path.exists(path) else None
+        if os.path.isdir(path):
+            return "folder"
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ImageError(f"'{path}' is neither a file nor a folder")
+        return "file" if os.path.isfile(path) else None
 
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:
-        """See `Storage`; links to folders are not followed."""
-        yield from self._walk(folder, "")
-
-    def _walk(self, folder: str, below: str) -> Iterator[tuple[str, int]]:
-        folders = []
-        try:
-            with os.scandir(folder) as listed:
-                entries = sorted(listed, key=lambda entry: os.fsencode(entry.name))
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry)
-                elif entry.is_file():
-                    yield below + entry.name, entry.stat().st_size
-        except OSError as error:
-            raise _unreadable(error.filename or folder, error) from None
-        for entry in folders:
-            yield from self._walk(entry.path, f"{below}{entry.name}/")
+        """See `Storage`; links to folders are not followed, and what reading will refuse has size 0."""
+        waiting = [b""]
+        while waiting:  # and not by recursion: folders may be nested deeper than Python's stack
+            below = waiting.pop()
+            path = os.fsencode(folder) + below
+            try:
+                names = sorted(os.listdir(path))
+            except OSError as error:
+                raise _unreadable(path, error) from None
+            folders = []
+            for name in names:
+                about = _about(path + name)
+                if about is None or stat.S_ISREG(about.st_mode):
+                    yield os.fsdecode(below + name), about.st_size if about else 0
+                elif not stat.S_ISDIR(about.st_mode):
+                    yield os.fsdecode(below + name), 0
+                elif not os.path.islink(path + name):
+                    folders.append(below + name + b"/")
+            waiting += reversed(folders)
 
     def matches(self, pattern: str) -> list[str]:
         """See `Storage`."""
@@ -93,9 +128,18 @@ class Local:
     def read(self, path: str) -> bytes:
         """See `Storage`."""
         try:
+            about = os.stat(path)
+            if not stat.S_ISREG(about.st_mode):
+                raise Settled(f"'{path}' cannot be read: it is not a regular file")
+            if about.st_size > MOST_BYTES:
+                raise Settled(
+                    f"'{path}' cannot be read: it has {about.st_size:,} bytes, and images at most {MOST_BYTES:,}"
+                )
             return Path(path).read_bytes()
         except OSError as error:
             raise _unreadable(path, error) from None
+        except MemoryError:
+            raise Settled(f"'{path}' cannot be read: it does not fit into memory") from None
 
     def open(self, path: str) -> Any:
         """See `Storage`."""
@@ -103,6 +147,18 @@ class Local:
             return Path(path).open("rb")
         except OSError as error:
             raise _unreadable(path, error) from None
+
+    def there(self, root: str) -> bool:
+        """See `Storage`; what was mounted at a folder and is no more leaves it empty."""
+        try:
+            with os.scandir(root or ".") as entries:
+                return next(entries, None) is not None
+        except OSError:
+            return False
+
+    def unreadable(self, path: str, error: Exception) -> ImageError:
+        """See `Storage`."""
+        return _unreadable(path, error)
 
 
 class Fsspec:
@@ -185,6 +241,18 @@ class Fsspec:
         except Exception as error:
             raise _unreadable(path, error) from None
 
+    def there(self, root: str) -> bool:
+        """See `Storage`."""
+        try:
+            self._files.info(root)
+        except Exception:  # each file system has errors of its own
+            return False
+        return True
+
+    def unreadable(self, path: str, error: Exception) -> ImageError:
+        """See `Storage`."""
+        return _unreadable(path, error)
+
 
 def storage_of(path: str) -> Storage:
     """The file system that a path or an address lies in."""
@@ -222,9 +290,50 @@ def expand_braces(pattern: str) -> list[str]:
     return [path for part in parts for path in expand_braces(before + part + after)]
 
 
+def may_hold(spec: str, folder: Path, name: str) -> bool:
+    """A spec on this machine would also take files of such a name that come to lie in a folder, or in folders below.
+
+    Args:
+        spec: a file, a folder or a pattern.
+        folder: where they will lie.
+        name: of one of them.
+    """
+    inside = folder.resolve()
+    if is_url(spec):
+        return False
+    if os.path.isdir(spec):
+        return inside.is_relative_to(Path(spec).resolve())
+    for pattern in filter(has_wildcards, expand_braces(spec)):
+        fixed = _RELATIVE.match(pattern)[0]  # type: ignore[index]
+        root, rest = Path(fixed or ".").resolve(), pattern[len(fixed) :].split("/")
+        if inside.is_relative_to(root):
+            below = inside.relative_to(root).parts
+            if any(_fits(rest, (*below, *["x"] * depth, name)) for depth in range(len(rest))):
+                return True
+    return False
+
+
+def _fits(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    """Part by part; ``**`` stands for any number of them."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    if pattern[0] == "**":
+        return any(_fits(pattern[1:], parts[start:]) for start in range(len(parts)))
+    return fnmatch.fnmatch(parts[0], pattern[0]) and _fits(pattern[1:], parts[1:])
+
+
+def _about(path: bytes) -> os.stat_result | None:
+    """What a path or a link leads to, or None where it leads nowhere."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
 def _unreadable(path: Any, error: Exception) -> ImageError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
-    return ImageError(f"'{os.fsdecode(path)}' cannot be read: {reason}")
+    kind = Settled if isinstance(error, _SETTLED) or getattr(error, "errno", None) in _SETTLED_NUMBERS else ImageError
+    return kind(f"'{os.fsdecode(path)}' cannot be read: {reason}")
 
 
 def _first_line(error: Exception) -> str:

@@ -4,21 +4,26 @@ image is the one with an image's suffix.
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Final
+from typing import Any
 
 from ...errors import ImageError
 from ..image import SUFFIXES
+from .patience import PatientFiles
 from .sources import Container, Failing, Fingerprint, InMemory, Item, Shard, as_text
-from .storage import Storage
+from .storage import MOST_BYTES
 
 __all__ = ["TarFiles"]
 
-_MODE: Final = "r|*"  # as a stream, compressed or not: it is read once, from front to back
 _BUFFER = 1 << 20
+_DAMAGED = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
 
 
 class TarFiles:
@@ -29,7 +34,7 @@ class TarFiles:
 
     kind = "tar"
 
-    def __init__(self, storage: Storage, containers: Sequence[Container], limit: int | None) -> None:
+    def __init__(self, storage: PatientFiles, containers: Sequence[Container], limit: int | None) -> None:
         self.remote = storage.remote
         self._storage, self._containers = storage, list(containers)
         found = Fingerprint(self.kind)
@@ -57,33 +62,127 @@ class TarFiles:
             yield item if shard.images is None else Item(item.shard, item.key, item.id, item.read)
 
     def _members(self, number: int) -> Iterator[Item]:
+        """The images of a file, which is read again from the front where reading broke off."""
+        given = tried = 0
+        while True:
+            try:
+                for item in islice(self._in_one_go(number), given, None):
+                    given += 1
+                    yield item
+            except ImageError as error:
+                if not self._storage.again(error, tried):
+                    name = as_text(self._containers[number].name)
+                    yield Item(number, name, None, Failing(f"{error}; {given} images of it are done"))
+                    return
+                tried += 1
+            else:
+                self._storage.worked()
+                return
+
+    def _in_one_go(self, number: int) -> Iterator[Item]:
         container = self._containers[number]
-        name, used, past = as_text(container.name), set[str](), 0
+        name, times, count, past = as_text(container.name), dict[str, int](), 0, 0
         try:
-            with self._storage.open(container.path) as stream:
-                with tarfile.open(fileobj=stream, mode=_MODE, bufsize=_BUFFER) as archive:
+            with self._storage.open(container.path) as opened:
+                stream = _Counting(opened)
+                with _Archive.open(fileobj=stream.decompressed(), mode="r|", bufsize=_BUFFER) as archive:
                     for member in archive:
                         vars(archive)["members"].clear()  # it keeps all that it has seen
-                        if not member.isfile() or os.path.splitext(member.name.lower())[1] not in SUFFIXES:
+                        if os.path.splitext(member.name.lower())[1] not in SUFFIXES:
                             continue
-                        inside = archive.extractfile(member)
+                        if not (member.isfile() or member.islnk() or member.issym()):
+                            continue
+                        problem = _problem(member)
+                        inside = None if problem else archive.extractfile(member)
                         content = b"" if inside is None else inside.read()
-                        at = stream.tell()
-                        past, weight = at, at - past
+                        past, weight = stream.taken, stream.taken - past
                         member_name = as_text(member.name.removeprefix("./"))
                         key = f"{name}/{member_name}"
-                        for again in range(2, len(used) + 2):
-                            if key not in used:
-                                break
-                            key = f"{name}/{member_name}#{again}"
-                        used.add(key)
-                        yield Item(number, key, _sample(member_name), InMemory(content), weight)
-        except ImageError as error:
-            yield Item(number, name, None, Failing(str(error)))
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+                        while key in times:
+                            times[key] += 1
+                            key = f"{name}/{member_name}#{times[key]}"
+                        times[key] = 1
+                        count += 1
+                        where = f"'{member_name}' in the tar file '{container.path}'"
+                        read = Failing(f"{where} {problem}") if problem else InMemory(content)
+                        yield Item(number, key, _sample(member_name), read, weight)
+                    archive.refuse_damage()
+        except _DAMAGED as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            text = f"the tar file '{container.path}' is damaged after {len(used)} images: {reason}"
+            text = f"the tar file '{container.path}' is damaged after {count} images: {reason}"
             yield Item(number, name, None, Failing(text))
+
+
+class _Header(tarfile.TarInfo):
+    """Keeps what ended the archive: `TarFile.next` takes a header that is damaged or cut off for a quiet end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> _Header:
+        """See `tarfile.TarInfo`."""
+        try:
+            return super().fromtarfile(tarfile)
+        except Exception as error:
+            tarfile.ended_by = error
+            raise
+
+
+class _Archive(tarfile.TarFile):
+    """Reads a stream and can tell a whole archive from one that breaks off."""
+
+    tarinfo = _Header
+    ended_by: Exception | None = None
+
+    def refuse_damage(self) -> None:
+        """Read what is left, so that checksums of compressed data are compared too.
+
+        Raises:
+            tarfile.ReadError: the archive has no end, or something behind it.
+        """
+        if not isinstance(self.ended_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(self.ended_by) or "it has no end")
+        stream: Any = self.fileobj
+        while rest := stream.read(_BUFFER):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("something follows behind its end; tar files that were joined are not read on")
+
+
+class _Counting:
+    """A stream that is read once, from front to back, and knows how many bytes were taken from it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._head, self.taken = stream, b"", 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        content: bytes
+        if self._head:
+            size = len(self._head) if size < 0 else size
+            content, self._head = self._head[:size], self._head[size:]
+        else:
+            content = self._stream.read(size)
+        self.taken += len(content)
+        return content
+
+    def decompressed(self) -> Any:
+        """The stream, or what it decompresses to."""
+        self._head = head = self._stream.read(6)
+        stream: Any = self
+        if head.startswith(b"\x1f\x8b"):
+            return gzip.GzipFile(fileobj=stream)
+        if head.startswith(b"BZh"):
+            return bz2.BZ2File(stream)
+        if head.startswith((b"\xfd7zXZ", b"]\0\0")):
+            return lzma.LZMAFile(stream)
+        return stream
+
+
+def _problem(member: tarfile.TarInfo) -> str | None:
+    """Why a member is not read."""
+    if not member.isfile():
+        return "is a link, which is not followed"
+    if member.size > MOST_BYTES:
+        return f"has {member.size:,} bytes, and images at most {MOST_BYTES:,}"
+    return None
 
 
 def _sample(name: str) -> str:

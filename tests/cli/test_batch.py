@@ -206,9 +206,41 @@ def test_ray_gives_the_same_table_although_an_actor_is_killed(tiny_bundle_kept: 
     assert tables[0].schema.equals(tables[1].schema, check_metadata=True)
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence(tiny_bundle_kept: Path, folder: Path, tmp_path: Path) -> None:
-    command = program("batch", folder, tmp_path / "out", "--bundle", tiny_bundle_kept, "--ray", "127.0.0.1:1")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: Ray cannot be reached at '127.0.0.1:1'")
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("missing", [False, True], ids=["unreachable", "not installed"])
+def test_results_stay_where_ray_cannot_be_had(
+    saccade_command: Run,
+    tiny_bundle_kept: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: bool,
+) -> None:
+    out = tmp_path / "out"
+    (folder / "bad.png").write_bytes(b"no image")
+    saccade_command("batch", folder, out, "--bundle", tiny_bundle_kept)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    if missing:
+        monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None if name == "ray" else find_spec(name))
+    for option in ("--restart", "--retry-failed"):
+        answer = saccade_command("batch", folder, out, "--bundle", tiny_bundle_kept, option, "--ray", "127.0.0.1:9")
+        assert ("saccade[ray]" if missing else "Ray cannot be reached at '127.0.0.1:9'") in one_sentence(answer)
+        assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+
+
+def test_what_other_runs_have_not_finished_makes_the_exit_code_one(
+    saccade_command: Run, tiny_bundle_kept: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("batch", folder, out, "--bundle", tiny_bundle_kept, "--shard-size", 4)
+    assert saccade_command(*arguments)[0] == 0
+    (out / "shard-00001.parquet").unlink()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX, 1, 1); print(); input()"
+    command = [sys.executable, "-c", hold, out / "_saccade" / "locks"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        code, said, _ = saccade_command(*arguments)
+        other.communicate(b"\n")
+    assert code == 1
+    assert "1 shard is in the hands of other runs and not finished" in said
+    assert saccade_command(*arguments)[0] == 0

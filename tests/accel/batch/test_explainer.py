@@ -184,13 +184,14 @@ def test_batches_may_span_shards_and_rows_do_not(explainer: BatchExplainer) -> N
 
 
 def test_overlays_are_drawn_under_their_keys_and_never_outside(explainer: BatchExplainer, tmp_path: Path) -> None:
-    keys = ["a/b.png", "../../up.png", "/root.png", "x" * 300 + ".png", "a/b.jpg"]
+    keys = ["a/b.png", "../../up.png", "/root.png", "x" * 300 + ".png", "a/b.jpg", "a/../a/b.png", "a\\b.png"]
     items = [Item(0, key, None, InMemory(encoded(number))) for number, key in enumerate(keys)]
     config = BatchConfig(overlays=tmp_path / "pictures")
     table_of(BatchExplainer(explainer.engine, config), items)
     drawn = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert len(drawn) == 5
-    assert {"pictures/a/b.png.overlay.png", "pictures/up.png.overlay.png", "pictures/root.png.overlay.png"} < drawn
+    assert len(drawn) == len(keys)
+    assert {"pictures/a/b.png.overlay.png", "pictures/a/b.jpg.overlay.png"} < drawn
+    assert {path[: len("pictures/up.png-")] for path in drawn} > {"pictures/up.png-", "pictures/root.pn"}
     (expected,) = explain_images(explainer.engine, [encoded(0)])
     assert not isinstance(expected, Failure)
     with Image.open(tmp_path / "pictures/a/b.png.overlay.png") as picture:
@@ -198,6 +199,17 @@ def test_overlays_are_drawn_under_their_keys_and_never_outside(explainer: BatchE
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         table_of(BatchExplainer(explainer.engine, BatchConfig(overlays=tmp_path / "file")), items)
+
+
+def test_each_row_has_a_picture_of_its_own(explainer: BatchExplainer, tmp_path: Path) -> None:
+    engine = Functions(explainer.engine.bundle)
+    names = ("ant", "b " * 150, "cat", "d " * 150, "emu")
+    engine.bundle = Bundle(engine.bundle.path, engine.bundle.manifest.model_copy(update={"class_names": names}))
+    pipeline = PipelineConfig(targets=(1, 3), query=MaskQuery(areas=(0.1001, 0.1002), size=(20, 24)))
+    config = BatchConfig(pipeline=pipeline, overlays=tmp_path / "pictures")
+    rows = table_of(BatchExplainer(engine, config), items_of(range(1)))
+    assert rows.num_rows == 4
+    assert len(list((tmp_path / "pictures").iterdir())) == 4
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing_half_written(
 
     def full(handle: int) -> None:
         calls.append(handle)
-        if len(calls) == 3:  # of the second shard: each is a file and its folder
+        if len(calls) == 5:  # of the second shard: each is a file and its folder, as the plan is
             raise OSError(28, "No space left on device")
         real(handle)
 
@@ -146,6 +146,7 @@ def test_another_source_bundle_or_option_is_refused_by_name(
         ({"bundle": tiny_own_bundle_kept}, "begun with another bundle"),
         ({"shard_size": 6}, "begun with --shard-size 5 and now it is --shard-size 6"),
         ({"limit": 7}, "begun with no --limit and now it is --limit 7"),
+        ({"batch": BatchConfig(overlays=tmp_path / "pictures")}, "with no --overlays and now it is --overlays true"),
         ({"batch": BatchConfig(mask="uint8")}, 'begun with --mask "png" and now it is --mask "uint8"'),
         (
             {"batch": BatchConfig(pipeline=PipelineConfig(targets=(2,)))},
@@ -162,6 +163,32 @@ def test_another_source_bundle_or_option_is_refused_by_name(
         run(make())
     assert sorted(path.read_bytes() for path in (tmp_path / "out").glob("*.parquet")) == stored
     assert run(make(restart=True)) == 24
+    assert keys_in(tmp_path / "out") == names(folder)
+
+
+def test_a_restart_that_is_killed_anywhere_can_be_begun_again(
+    make: Make, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make())
+    unlink, calls = Path.unlink, []
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        calls.append(path)
+        if len(calls) > allowed:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    for allowed in range(5):
+        monkeypatch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(make(restart=True, shard_size=4))
+        monkeypatch.undo()
+        calls.clear()
+        left = list((tmp_path / "out").glob("*.parquet"))
+        assert len(left) == 5 - allowed
+        kept = sum(pq.read_metadata(path).num_rows for path in left)
+        assert run(make()) == 23 - kept, "the plan is still there, and what is left of it"
+    assert run(make(restart=True, shard_size=4)) == 23
     assert keys_in(tmp_path / "out") == names(folder)
 
 
@@ -192,6 +219,14 @@ def test_results_do_not_go_into_the_source_or_to_an_address(make: Make, folder: 
         make(folder=folder / "out")
     with pytest.raises(UsageError, match="lies in the source"):
         make(batch=BatchConfig(overlays=folder / "pictures"))
+    for pattern in ("**/*.png", "*/*/*.png", "{de,pic}*/**/*.png"):
+        with pytest.raises(UsageError, match="lies in the source"):
+            make(source=f"{folder}/{pattern}", batch=BatchConfig(overlays=folder / "pictures"))
+    for pattern in ("**/*.parquet", "*/shard-*"):
+        with pytest.raises(UsageError, match="lies in the source"):
+            make(source=f"{folder}/{pattern}", folder=folder / "out")
+    make(source=f"{folder}/*.png", folder=folder / "out", batch=BatchConfig(overlays=folder / "pictures"))
+    make(source=f"{folder}/**/*.png", folder=folder / "out")
     with pytest.raises(UsageError, match="a folder of this machine"):
         make(folder=Path("s3://bucket/out"))
 
@@ -314,6 +349,6 @@ def test_a_run_after_sigkill_has_every_image_once(tiny_bundle_kept: Path, tmp_pa
 def test_the_writer_refuses_a_shard_with_an_image_too_few(make: Make, tmp_path: Path) -> None:
     with BatchJob(make()) as job:
         job._shards[:] = [replace(shard, images=shard.images + 1) for shard in job._shards if shard.images]
-        with pytest.raises(AssertionError, match="has 5 images and should have 6"):
+        with pytest.raises(OutputError, match="has 5 images and should have 6: the source has changed"):
             list(job.run())
     assert list((tmp_path / "out").glob("*.parquet")) == []

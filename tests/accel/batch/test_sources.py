@@ -106,6 +106,73 @@ def test_a_damaged_tar_file_gives_what_is_whole_and_one_item_that_says_so(tmp_pa
         items[-1].read()
 
 
+def damage(path: Path) -> str:
+    """What the last item of a tar file says that cannot be read, or nothing where all can."""
+    *good, last = all_items(find_source(str(path)))
+    assert [number_of(item) for item in good] == list(range(len(good)))
+    try:
+        assert number_of(last) == len(good)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def test_a_tar_file_that_is_cut_anywhere_before_its_end_says_so(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", range(4)).read_bytes()
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    assert damage(tmp_path / "a.tar") == ""
+    for cut in range(0, end + 1, 512):
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        assert "is damaged after" in damage(tmp_path / "a.tar"), cut
+    for cut in (100, 512 + 100, end - 512 - 412, end + 100):
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        assert "is damaged after" in damage(tmp_path / "a.tar"), cut
+    (tmp_path / "a.tar").write_bytes(whole[: end + 512])
+    assert damage(tmp_path / "a.tar") == "", "one block of zeros is an end"
+    (tmp_path / "a.tar").write_bytes(whole + whole)
+    assert "damaged after 4 images: something follows behind its end" in damage(tmp_path / "a.tar")
+
+
+def test_a_header_with_a_wrong_bit_says_so(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", range(8)).read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        offsets = [member.offset for member in archive]
+    for offset in offsets[1:]:
+        content = bytearray(whole)
+        content[offset + 3] ^= 1
+        (tmp_path / "a.tar").write_bytes(content)
+        assert "is damaged after" in damage(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_a_checksum_of_compressed_data_that_does_not_fit_is_said(tmp_path: Path, compression: str) -> None:
+    path = write_tar(tmp_path / f"a.tar.{compression}", range(4), compression=compression)
+    assert damage(path) == ""
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    content[-6 if compression == "gz" else len(whole) // 2] ^= 1  # of gzip the CRC alone, which fits nothing then
+    path.write_bytes(content)
+    assert "is damaged after" in damage(path)
+    path.write_bytes(whole[:-5])
+    assert "is damaged after" in damage(path)
+
+
+def test_links_to_images_in_tar_files_are_items_that_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, kind in (("a.png", tarfile.REGTYPE), ("b.png", tarfile.LNKTYPE), ("c.png", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "" if kind == tarfile.REGTYPE else "a.png"
+            member.size = len(encoded(0)) if kind == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(encoded(0)))
+    items = all_items(find_source(str(path)))
+    assert [item.key for item in items] == ["a.tar/a.png", "a.tar/b.png", "a.tar/c.png"]
+    assert number_of(items[0]) == 0
+    for item in items[1:]:
+        with pytest.raises(ImageError, match=rf"'{item.id}\.png' in the tar file .* is a link, which is not followed"):
+            item.read()
+
+
 @pytest.mark.parametrize("as_struct", [False, True], ids=["bytes", "struct"])
 def test_rows_of_parquet_files_are_numbered_through_all_of_them(tmp_path: Path, as_struct: bool) -> None:
     write_parquet(tmp_path / "a.parquet", range(17), as_struct=as_struct)
@@ -131,6 +198,11 @@ def test_parquet_files_without_images_or_with_several_columns_of_bytes_are_refus
         find_source(str(tmp_path / "two.parquet"), image_column="middle")
     with pytest.raises(UsageError, match="holds int64, not encoded images"):
         find_source(str(tmp_path / "none.parquet"), image_column="a")
+    write_parquet(tmp_path / "many-a.parquet", range(3))
+    for images in ([{"path": "x"}], ["text"]):
+        pq.write_table(pa.table({"image": images, "other": [b"x"]}), tmp_path / "many-b.parquet")
+        with pytest.raises(UsageError, match=r"'image' of '.*many-b\.parquet' holds .*, not encoded images"):
+            find_source(f"{tmp_path}/many-*.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"not at all")
     with pytest.raises(ImageError, match=r"bad\.parquet' is not a Parquet file that can be read"):
         find_source(str(tmp_path / "bad.parquet"))
@@ -230,15 +302,15 @@ def test_sources_with_nothing_in_them_are_refused_in_a_sentence(tmp_path: Path) 
 
 
 def test_a_folder_that_may_not_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scandir = os.scandir
+    listdir = os.listdir
 
-    def refusing(path: str) -> Any:
-        if str(path).endswith("deeper"):
+    def refusing(path: bytes) -> Any:
+        if b"deeper" in path:
             raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)  # root, whom tests may run as, reads everything
-    with pytest.raises(ImageError, match="deeper' cannot be read: Permission denied"):
+    monkeypatch.setattr(os, "listdir", refusing)  # root, whom tests may run as, reads everything
+    with pytest.raises(ImageError, match="deeper/' cannot be read: Permission denied"):
         find_source(str(folder))
 
 
@@ -248,4 +320,54 @@ def test_names_that_are_not_utf8_have_keys_and_are_read(tmp_path: Path) -> None:
         stream.write(encoded(5))
     items = all_items(find_source(str(folder)))
     assert [number_of(item) for item in items] == [5, 0]
-    assert items[0].key.encode() == rb"\udcff.png"
+    assert items[0].key == r"\xff.png"
+
+
+def test_no_two_names_are_one_key(tmp_path: Path) -> None:
+    names = [b"\xff.png", rb"\xff.png", rb"\\xff.png", b"\\\xff.png", rb"\udcff.png", rb"a\b.png", b"\xc3\xa9.png"]
+    for number, name in enumerate(names):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as stream:
+            stream.write(encoded(number))
+    keys = {names[number_of(item)]: item.key for item in all_items(find_source(str(tmp_path)))}
+    assert len(set(keys.values())) == len(keys) == len(names)
+    assert keys[rb"a\b.png"] == r"a\b.png", "a backslash is as good as any character"
+    assert keys[b"\xc3\xa9.png"] == "é.png"
+
+
+def test_links_that_lead_nowhere_and_what_is_no_file_are_images_that_cannot_be_read(folder: Path) -> None:
+    (folder / "a-loop.png").symlink_to("a-loop.png")
+    (folder / "b-nowhere.png").symlink_to("missing.png")
+    (folder / "c-good.png").symlink_to("0001.png")
+    (folder / "d-folder.png").symlink_to("deeper")
+    os.mkfifo(folder / "e-pipe.png")
+    with (folder / "f-large.png").open("wb") as stream:
+        stream.truncate(900 << 30)  # without anything in it
+    items = {item.key: item for item in all_items(find_source(str(folder)))}
+    assert len(items) == 23 + 5
+    assert number_of(items["c-good.png"]) == 1
+    for key, said in (
+        ("a-loop.png", "Too many levels of symbolic links"),
+        ("b-nowhere.png", "No such file"),
+        ("e-pipe.png", "it is not a regular file"),
+        ("f-large.png", "it has 966,367,641,600 bytes, and images at most 1,073,741,824"),
+    ):
+        with pytest.raises(ImageError, match=f"{key}' cannot be read: {said}"):
+            items[key].read()
+    with pytest.raises(ImageError, match="is neither a file nor a folder"):
+        find_source(str(folder / "e-pipe.png"))
+
+
+def test_folders_may_be_nested_deeper_than_the_stack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for _ in range(1050):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("deep.png").write_bytes(encoded(30))
+    keys = [item.key for item in all_items(find_source(str(folder)))]
+    assert "d/" * 1050 + "deep.png" in keys
+    assert len(keys) == 24
+    for _ in range(1050):  # which shutil, and with it pytest, could not remove
+        for path in Path().iterdir():
+            path.rmdir() if path.is_dir() else path.unlink()
+        os.chdir("..")
+    os.rmdir("d")
