@@ -153,7 +153,10 @@ def test_without_pyarrow_the_line_that_installs_it_is_said(
 def test_a_run_that_is_interrupted_says_how_it_goes_on(tiny_bundle_kept: Path, tmp_path: Path) -> None:
     folder, out = write_folder(tmp_path / "photos", 400), tmp_path / "out"
     arguments = ("batch", folder, out, "--bundle", tiny_bundle_kept, "--shard-size", 20, "--batch-size", 1)
-    with subprocess.Popen(program(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    command = program(*arguments)
+    # a test run in the background of a shell hands down that interrupts are ignored
+    command[2] = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {command[2]}"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         while running.poll() is None and len(list(out.glob("*.parquet"))) < 2:
             time.sleep(0.002)
         running.send_signal(signal.SIGINT)

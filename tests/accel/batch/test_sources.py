@@ -363,11 +363,13 @@ def test_folders_may_be_nested_deeper_than_the_stack(folder: Path, monkeypatch: 
         os.mkdir("d")
         os.chdir("d")
     Path("deep.png").write_bytes(encoded(30))
-    keys = [item.key for item in all_items(find_source(str(folder)))]
+    try:
+        keys = [item.key for item in all_items(find_source(str(folder)))]
+    finally:
+        for _ in range(1050):  # which shutil, and with it pytest, could not remove
+            for path in Path().iterdir():
+                path.rmdir() if path.is_dir() else path.unlink()
+            os.chdir("..")
+        os.rmdir("d")
     assert "d/" * 1050 + "deep.png" in keys
     assert len(keys) == 24
-    for _ in range(1050):  # which shutil, and with it pytest, could not remove
-        for path in Path().iterdir():
-            path.rmdir() if path.is_dir() else path.unlink()
-        os.chdir("..")
-    os.rmdir("d")
