@@ -109,7 +109,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         self.service = service
 
     async def ServerLive(self, request: Any, context: Context) -> Any:
-        return service_pb2.ServerLiveResponse(live=self.service.live)
+        return service_pb2.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Context) -> Any:
         return service_pb2.ServerReadyResponse(ready=self.service.ready)

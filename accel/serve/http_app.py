@@ -29,6 +29,7 @@ __all__ = ["make_app"]
 
 _LOG = logging.getLogger("saccade.serve")
 _PIECE = 256 * 1024  # bytes of an answer that are sent at once
+_SHORT = 1024  # bytes of a request that says hardly anything
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/")  # answered without a key
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -176,7 +177,7 @@ class _Pages:
         return _json(self.service.server_metadata())
 
     async def live(self, request: Request) -> Response:
-        return Response(status_code=200 if self.service.live else 503)
+        return Response(status_code=200)
 
     async def ready(self, request: Request) -> Response:
         return Response(status_code=200 if self.service.ready else 503)
@@ -207,7 +208,13 @@ class _Pages:
         return Response(model.sample_png(index), media_type="image/png")
 
     async def index(self, request: Request) -> Response:
-        body = await request.body() if int(request.headers.get("content-length") or 0) < 1024 else b""
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > _SHORT:
+                raise TooLarge(
+                    f'the request has more than {_SHORT} bytes; it is a JSON object, such as {{"ready": true}}'
+                )
         with contextlib.suppress(ValueError, AttributeError):
             ready = json.loads(body or b"{}").get("ready") is True
             return _json([vars(state) for state in self.service.models.states() if state.state == "READY" or not ready])

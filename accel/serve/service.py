@@ -49,7 +49,6 @@ class Service:
         self.config = config
         self.metrics = Metrics(lambda: self.dispatcher.waiting)
         self.bodies = Bodies(config.limits)
-        self.live = True
         self.drains = asyncio.Event()
 
         def open_model(name: str, folder: Path) -> ServedModel:

@@ -147,6 +147,14 @@ def test_long_headers_and_much_json_are_refused(small: RunningServer, server: Ru
     assert answers(small)
 
 
+def test_a_list_of_models_is_not_a_way_to_fill_the_memory(small: RunningServer) -> None:
+    chunk = b"%x\r\n" % 2000 + b" " * 2000 + b"\r\n"
+    head = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert small.raw(head + chunk).startswith(b"HTTP/1.1 413 ")
+    assert json.loads(small.ask("POST", "/v2/repository/index", b'{"ready": true}')[2])[0]["name"] == "tiny"
+    assert small.ask("POST", "/v2/repository/index", b"[]")[0] == 400
+
+
 def test_an_answer_that_nobody_takes_is_dropped(small: RunningServer) -> None:
     pixels = [0] * 3072
     document = json.dumps({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": pixels}]})
