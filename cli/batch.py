@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import Areas, EngineOptions, ImageSize, any_json, engine_options
+from .options import Areas, EngineOptions, ImageSize, any_json, engine_options, megapixels_option
 
 __all__ = ["batch"]
 
@@ -79,14 +79,7 @@ __all__ = ["batch"]
 )
 @click.option("--image-column", metavar="NAME", help="Of Parquet files: the column of encoded images.")
 @click.option("--id-column", metavar="NAME", help="Of Parquet files: the column that goes into the result as id.")
-@click.option(
-    "--max-megapixels",
-    type=click.FloatRange(min=0.001),
-    default=100.0,
-    show_default=True,
-    metavar="MP",
-    help="Refuse larger images.",
-)
+@megapixels_option()
 @click.option(
     "--decode-threads",
     type=click.IntRange(1),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import BatchSizes, any_json
+from .options import BatchSizes, any_json, megapixels_option
 
 if TYPE_CHECKING:
     from ..export.triton_server.repository import WrittenModel
@@ -112,14 +112,7 @@ def deploy() -> None:
     help="With --accelerator: folder on the server that keeps what was compiled for its next start.",
 )
 @click.option("--no-images", is_flag=True, help="Leave out the model that takes encoded images; it needs Pillow there.")
-@click.option(
-    "--max-megapixels",
-    type=click.FloatRange(min=0.001),
-    default=100.0,
-    show_default=True,
-    metavar="MP",
-    help="Refuse larger encoded images.",
-)
+@megapixels_option()
 @click.option(
     "--response-cache", is_flag=True, help="Keep answers for equal requests; the server needs --cache-config as well."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Areas, Box, EngineOptions, ImageSize, any_json, engine_options
+from .options import Areas, Box, EngineOptions, ImageSize, any_json, engine_options, megapixels_option
 
 if TYPE_CHECKING:
     from ..accel.engine import Engine
@@ -51,14 +51,7 @@ _OF_ENGINES = ("engine", "providers", "provider_options", "threads")
     help="Images per call of the engine. [default: what the explainer was made for, mostly 8; 16 with --finetune and "
     "--method inr]",
 )
-@click.option(
-    "--max-megapixels",
-    type=click.FloatRange(min=0.001),
-    default=100.0,
-    show_default=True,
-    metavar="MP",
-    help="Refuse larger images.",
-)
+@megapixels_option()
 @click.option(
     "--finetune",
     "steps",

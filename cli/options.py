@@ -24,6 +24,7 @@ __all__ = [
     "bundle_argument",
     "by_provider",
     "engine_options",
+    "megapixels_option",
     "read_class_names",
     "resolve_model",
     "runtime_options",
@@ -61,6 +62,18 @@ def read_class_names(file: Path | None) -> list[str] | None:
 def any_json(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--json``: the result on stdout for programs, nothing else."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(function)
+
+
+def megapixels_option(default: float = 100.0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--max-megapixels``, which the command gets as ``max_megapixels``."""
+    return click.option(
+        "--max-megapixels",
+        type=click.FloatRange(min=0.001),
+        default=default,
+        show_default=True,
+        metavar="MP",
+        help="Refuse larger images.",
+    )
 
 
 def bundle_argument(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import EngineOptions, engine_options
+from .options import EngineOptions, engine_options, megapixels_option
 
 if TYPE_CHECKING:
     from ..accel.engine import Engine
@@ -92,9 +92,7 @@ __all__ = ["serve"]
 @click.option(
     "--max-body-mib", type=click.FloatRange(0.001), default=64.0, show_default=True, metavar="MIB", help="Of a request."
 )
-@click.option(
-    "--max-megapixels", type=click.FloatRange(0.001), default=50.0, show_default=True, metavar="MP", help="Of an image."
-)
+@megapixels_option(50.0)
 @click.option(
     "--max-images", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="In one request."
 )
