@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -15,6 +17,8 @@ from .model import Outputs, ServedModel
 from .work import Work
 
 __all__ = ["Dispatcher", "Finished", "Job"]
+
+_NICENESS = 5  # of threads that compute, above the process's own
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,7 @@ class Dispatcher:
         return not begun
 
     def _work(self) -> None:
+        _give_way()
         while (job := self._next()) is not None:
             try:
                 if job.model.batch > 1:
@@ -274,6 +279,17 @@ class Dispatcher:
                 if room <= 0 or self._closed or (left := end - time.monotonic()) <= 0:
                     return jobs
                 self._changed.wait(left)
+
+
+def _give_way() -> None:
+    """Let the thread that reads requests and refuses them go before this one, which computes.
+
+    On Linux a thread has a priority of its own, and what it starts inherits it.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # not allowed here: answers are the same
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _shapes(job: Job) -> set[tuple[int, ...]]:

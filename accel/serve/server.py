@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -25,6 +26,7 @@ __all__ = ["Server", "address_of", "run_server"]
 _LOG = logging.getLogger("saccade.serve")
 _BACKLOG = 2048
 _LAST_SECONDS = 3.0  # to tell those whose answer was not there in time
+_SWITCH_SECONDS = 0.0005  # how long a thread that computes may keep the interpreter from the one that answers
 
 
 class _Http(uvicorn.Server):
@@ -165,9 +167,12 @@ class Server:
 def run_server(service: Service, on_start: Callable[[Server], None] = lambda server: None) -> bool:
     """Serve until a signal says to stop; whether all that was accepted was answered.
 
+    Threads of this process change over more often from then on (`sys.setswitchinterval`).
+
     Raises:
         EngineError: a port is taken or not allowed.
     """
+    sys.setswitchinterval(min(_SWITCH_SECONDS, sys.getswitchinterval()))
     loop_factory = None
     with contextlib.suppress(ImportError):
         import uvloop

@@ -5,6 +5,8 @@ The model here sleeps for a fixed time per call, as a GPU does, and counts.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -331,3 +333,21 @@ def test_a_thousand_requests_from_many_threads_are_each_answered_once(dispatcher
     assert all(right)
     assert len(right) + len(refused) == 1000
     assert sum(model.calls) == len(right)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux only")
+@pytest.mark.parametrize("batch", [1, 4])
+def test_threads_that_compute_let_the_one_that_refuses_go_before(dispatchers: list[Dispatcher], batch: int) -> None:
+    seen: list[int] = []
+
+    class Watched(SleepingModel):
+        def answer(self, works: Sequence[Work], decoded: Sequence[list[Uint8]]) -> list[Answer]:
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().answer(works, decoded)
+
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    dispatcher = Dispatcher(2, 4)
+    dispatchers.append(dispatcher)
+    dispatcher.submit(job(Watched(batch), 1)).result(SECONDS)
+    assert seen[0] > own or own == 19  # nothing is below that
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
