@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.spatial  # noqa: F401  (with a BLAS of its own)
 import torch
 import torchvision_on_cpu
 from random_weights import randomise
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from saccade.contracts import ImageSpec
 from saccade.methods.explainee import Explainee, fingerprint
 
+threadpool_limits(1, user_api="blas")  # several test processes share the cores, and OpenBLAS waits for each of them
 torchvision_on_cpu.declare_operators()
 if not torch.cuda.is_available():  # Triton is imported later, and then runs its kernels on a processor
     os.environ["TRITON_INTERPRET"] = "1"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,9 @@ from ...errors import UsageError, require
 from .metric import Answers, Metric, Rows
 from .probes import Answer, Unchanged, _Predicted
 from .sample import Sample
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 __all__ = ["Focus", "InformationCurve", "aic", "reveal_by_interpolation", "sic"]
 
@@ -143,17 +148,31 @@ def reveal_by_interpolation(image: Uint8, known: NDArray[np.bool_]) -> Uint8:
         return image
     interpolate = require("scipy.interpolate", extra="evaluate", purpose="AIC and SIC")
     result = image.copy()
-    values = interpolate.griddata(
-        np.argwhere(known),
-        image[known].astype(np.float64),
-        np.argwhere(~known),
-        method="linear",
-        fill_value=np.nan,  # no pixel is outside the hull of the corners
-    )
+    with _one_thread():
+        values = interpolate.griddata(
+            np.argwhere(known),
+            image[known].astype(np.float64),
+            np.argwhere(~known),
+            method="linear",
+            fill_value=np.nan,  # no pixel is outside the hull of the corners
+        )
     outside = np.isnan(values).any(1)  # but rounding may place one there
     values[outside] = image.mean((0, 1))
     result[~known] = np.round(values.astype(np.float32)).astype(np.uint8)  # as PAIR: exact halves are common
     return result
+
+
+def _one_thread() -> contextlib.AbstractContextManager[object]:
+    """Keep BLAS from sharing out the system of two equations that SciPy solves for every triangle.
+
+    Where the cores are busy, each of these waits for a thread that has no turn: a hundred times the work's own time.
+    """
+    return _thread_pools().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return require("threadpoolctl", extra="evaluate", purpose="AIC and SIC").ThreadpoolController()
 
 
 def _webp_bytes(image: Uint8) -> int:

@@ -7,14 +7,16 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.interpolate import LinearNDInterpolator
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from saccade.evaluate.metrics import InformationCurve, Predict, Sample, aic, measure, sic
-from saccade.evaluate.metrics.information import Focus
+from saccade.evaluate.metrics.information import Focus, reveal_by_interpolation
 
 Array = np.ndarray
 THRESHOLDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.10, 0.13, 0.21, 0.34, 0.5, 0.75)
@@ -210,3 +212,24 @@ def test_thresholds_may_be_chosen(focused: list[Sample], sharp: Predict) -> None
 
 def test_no_image_left_is_nan() -> None:
     assert math.isnan(sic().aggregate(np.full((3, 26), np.nan)))
+
+
+def test_interpolation_keeps_blas_to_one_thread(focused: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    """SciPy solves two equations per triangle; shared out on busy cores, each waits for a thread without a turn."""
+    from scipy import interpolate
+
+    griddata, seen = interpolate.griddata, []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return griddata(*arguments, **options)
+
+    monkeypatch.setattr(interpolate, "griddata", watched)
+    known = np.zeros(focused[0].image.shape[:2], bool)
+    known[::3, ::2] = True
+    with threadpool_limits(2, user_api="blas"):
+        before = threadpool_info()
+        reveal_by_interpolation(focused[0].image, known)
+        assert threadpool_info() == before
+    assert seen
+    assert set(seen) == {1}
