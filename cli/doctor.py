@@ -25,6 +25,7 @@ _NEEDS = (  # package, what for, extra; the core packages have no extra
     ("timm", "timm: models", "models"),
     ("transformers", "hf: models", "models"),
     ("scipy", "AIC, SIC, the sanity check", "evaluate"),
+    ("threadpoolctl", "AIC, SIC", "evaluate"),
     ("captum", "baselines to compare with", "evaluate"),
     ("starlette", "saccade serve", "serve"),
     ("grpcio", "saccade serve", "serve"),

@@ -162,12 +162,13 @@ def reveal_by_interpolation(image: Uint8, known: NDArray[np.bool_]) -> Uint8:
     return result
 
 
-def _one_thread() -> contextlib.AbstractContextManager[object]:
+def _one_thread() -> contextlib.AbstractContextManager[None]:
     """Keep BLAS from sharing out the system of two equations that SciPy solves for every triangle.
 
     Where the cores are busy, each of these waits for a thread that has no turn: a hundred times the work's own time.
     """
-    return _thread_pools().limit(limits=1, user_api="blas")
+    limited: contextlib.AbstractContextManager[None] = _thread_pools().limit(limits=1, user_api="blas")
+    return limited
 
 
 @functools.cache
