@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,8 @@ from PIL import Image
 
 import saccade
 
+pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the wheel
+
 ROOT = Path(__file__).parent.parent
 PACKAGE_FOLDERS = ("accel", "cli", "evaluate", "export", "kernels", "methods")
 
@@ -29,18 +32,22 @@ def tracked(*patterns: str) -> list[str]:
         text=True,
         check=True,
     )
-    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONWARNINGS": "default"},
-    )
+    """A wheel of the tracked files, built from a copy: setuptools writes `build/` beside what it builds, and takes
+    into the wheel whatever an earlier build left there.
+    """
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    built = subprocess.run(command, capture_output=True, text=True, check=False, cwd=source, env=environment)
+    assert built.returncode == 0, built.stdout + built.stderr
     (made,) = out.glob("*.whl")
     return made
 
@@ -72,12 +79,9 @@ def test_a_bundle_explains_where_only_the_core_is_installed(
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)],
-        check=True,
-        capture_output=True,
-        timeout=280,
-    )
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False, timeout=280)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
     for package in ("torch", "onnx", "scipy", "matplotlib"):
         assert subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode != 0
     photo = tmp_path / "photo.jpg"
