@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,42 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from environments import ROOT, build, tracked
 from PIL import Image
 
 import saccade
 
 pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the wheel
 
-ROOT = Path(__file__).parent.parent
 PACKAGE_FOLDERS = ("accel", "cli", "evaluate", "export", "kernels", "methods")
-
-
-def tracked(*patterns: str) -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of the tracked files, built from a copy: setuptools writes `build/` beside what it builds, and takes
-    into the wheel whatever an earlier build left there.
-    """
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in tracked():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, source / name)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
-    environment = {**os.environ, "PYTHONWARNINGS": "default"}
-    built = subprocess.run(command, capture_output=True, text=True, check=False, cwd=source, env=environment)
-    assert built.returncode == 0, built.stdout + built.stderr
-    (made,) = out.glob("*.whl")
-    return made
+    return build("wheel", tmp_path_factory.mktemp("built"))
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
