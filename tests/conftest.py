@@ -13,41 +13,15 @@ import scipy.spatial  # noqa: F401  (with a BLAS of its own)
 import torch
 import torchvision_on_cpu
 from random_weights import randomise
+from small_bundle import make_bundle, make_explainee
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
 
-from saccade.contracts import ImageSpec
-from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.explainee import Explainee
 
 threadpool_limits(1, user_api="blas")  # several test processes share the cores, and OpenBLAS waits for each of them
 torchvision_on_cpu.declare_operators()
 if not torch.cuda.is_available():  # Triton is imported later, and then runs its kernels on a processor
     os.environ["TRITON_INTERPRET"] = "1"
-
-TINY_SPEC = ImageSpec(size=(32, 32), mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))
-
-
-class TinyCNN(nn.Module):
-    """Two resolutions, batch norm, global pooling: the shape of a real CNN at 32 pixels."""
-
-    image_spec = TINY_SPEC
-    class_names = ("ant", "bee", "cat", "dog", "emu")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.early = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU())
-        self.late = nn.Sequential(nn.Conv2d(12, 24, 3, 2, 1), nn.BatchNorm2d(24), nn.ReLU())
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(24, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.pool(self.late(self.early(x))).flatten(1))
-        return logits
-
-
-def build_tiny() -> nn.Module:
-    """For ``python:`` specs."""
-    return randomise(TinyCNN())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,25 +40,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def tiny_explainee() -> Explainee:
     """A random CNN at 32 pixels with five classes."""
-    model = build_tiny()
-    return Explainee(model, TINY_SPEC, TinyCNN.class_names, "python:tiny:build", "pretrained", fingerprint(model))
-
-
-def make_bundle(explainee: Explainee, out: Path, *, form: str = "shared", any_size: bool = False) -> Path:
-    """Export an untrained explainer whose masks vary from image to image."""
-    from saccade.export.write_bundle import export_trained
-    from saccade.methods.checkpoint import CheckpointRecord
-    from saccade.methods.ltx.config import LTXConfig
-    from saccade.methods.ltx.model import build_ltx
-
-    torch.manual_seed(0)
-    config = LTXConfig(form=form)  # type: ignore[arg-type]
-    explainer = build_ltx(explainee, config)
-    randomise(explainer.network, seed=1)
-    images = np.random.default_rng(0).integers(0, 256, (16, *explainee.image_spec.size, 3), dtype=np.uint8)
-    images[::2] //= 4  # dark ones too, so that not all masks are alike
-    export_trained(explainer, CheckpointRecord.of(explainer, config, "noise", 0), images, out, any_size=any_size)
-    return out
+    return make_explainee()
 
 
 @pytest.fixture(scope="session")

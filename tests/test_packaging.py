@@ -13,36 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from environments import ROOT, build, tracked
 from PIL import Image
 
 import saccade
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the wheel
+
 PACKAGE_FOLDERS = ("accel", "cli", "evaluate", "export", "kernels", "methods")
-
-
-def tracked(*patterns: str) -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONWARNINGS": "default"},
-    )
-    (made,) = out.glob("*.whl")
-    return made
+    return build("wheel", tmp_path_factory.mktemp("built"))
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
@@ -72,12 +55,9 @@ def test_a_bundle_explains_where_only_the_core_is_installed(
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)],
-        check=True,
-        capture_output=True,
-        timeout=280,
-    )
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False, timeout=280)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
     for package in ("torch", "onnx", "scipy", "matplotlib"):
         assert subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode != 0
     photo = tmp_path / "photo.jpg"
