@@ -21,8 +21,9 @@ PAGE = Path(__file__).parent / "cli.md"
 _HEAD = """\
 # Commands
 
-Written by `python docs/write_cli.py` from what each command says with `--help`. Errors of the user's are one sentence and exit code 1,
-wrong usage is exit code 2, Ctrl-C 130. Results go to stdout and progress to stderr; `--json` prints the result for programs.
+Written by `python docs/write_cli.py` from what each command says with `--help`. Errors of the user's are one sentence
+and exit code 1, wrong usage is exit code 2, Ctrl-C 130. Results go to stdout and progress to stderr; `--json` prints the
+result for programs.
 """
 
 
