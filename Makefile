@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint test-only browser benchmarks clean
+.PHONY: demo test lint test-only browser benchmarks docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/saccade demo
@@ -29,6 +29,11 @@ browser:
 benchmarks: .venv/dev-installed
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/faithfulness.py
+
+# The documentation as a site in build/site. (The variable silences a notice of Material for MkDocs about its successor.)
+docs: .venv/dev-installed
+	$(BIN)/python docs/write_cli.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

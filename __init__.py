@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .contracts import Explanation, ImageSpec, MaskQuery
     from .errors import SaccadeError
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "accel.bundle",

@@ -19,6 +19,9 @@ __all__ = ["RemoteEngine", "model_name"]
 _ENDINGS = {"mask": "", "probabilities": "_classifier", "parts": "_parts"}
 _BESIDE = ("_classifier", "_parts", "_from_bytes")
 _ANSWERS = ("probabilities", "target_class", "mask", "parts")
+# What servers take and give besides a bundle's graph: Triton's from_bytes model, and saccade serve
+_IN_PLACE_OF_PIXELS = "encoded_image"
+_BESIDE_ANSWERS = ("pixels", "mask_png", "overlay_png", "model_image", "explained")
 
 
 def model_name(bundle: Path) -> str:
@@ -97,7 +100,7 @@ class RemoteEngine(GraphEngine):
             "classes": len(manifest.class_names),
         }
         found = {
-            "inputs": sorted(inputs),
+            "inputs": sorted(inputs.keys() - {_IN_PLACE_OF_PIXELS}),
             "size": inputs["image"]["shape"][1:3],
             "classes": outputs["probabilities"]["shape"][-1],
         }
@@ -111,6 +114,7 @@ class RemoteEngine(GraphEngine):
     def _answers(self, what: Answer, feeds: dict[str, Any]) -> dict[str, Any]:
         model = self._model_of(what)
         inputs, outputs = self._tensors(model, "inputs"), self._tensors(model, "outputs")
+        inputs = {name: tensor for name, tensor in inputs.items() if name != _IN_PLACE_OF_PIXELS}
         count = len(feeds["image"])
         feeds = {**self.inputs(feeds["image"], np.full(count, -1, np.int64)), **feeds}
         if unknown := [name for name in inputs if name not in feeds]:
@@ -121,7 +125,7 @@ class RemoteEngine(GraphEngine):
         asked = {name: _with_rank(np.asarray(feeds[name]), len(inputs[name]["shape"])) for name in inputs}
         wanted = [what] if what == "probabilities" else ["probabilities", "target_class", what]
         if what != "probabilities":
-            known = {*_ANSWERS, "pixels"}
+            known = {*_ANSWERS, *_BESIDE_ANSWERS}
             wanted += [name for name in outputs if name not in known]  # diagnostics
         found = self.client.infer(model, asked, wanted)
         if missing := [name for name in wanted if name not in found or found[name].shape[:1] != (count,)]:

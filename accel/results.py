@@ -173,7 +173,7 @@ class ResultWriter:
 
     Files get the image's name, and the class's where several are explained; a second image of the same name gets ``-2``
     and so on. A file is written under a temporary name and then renamed, so none is ever half-written. `results.jsonl`
-    is put in place by `close`.
+    is put in place by `close`, or at the end of a ``with`` block that no error ends.
 
     Args:
         folder: made if it does not exist.
@@ -199,6 +199,15 @@ class ResultWriter:
             raise OutputError(
                 f"cannot write into the folder '{self.folder}': {error.strerror or error}; choose another with --out"
             ) from None
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
 
     def write(self, result: ImageExplanation | Failure) -> dict[str, Any]:
         """Write one result; the record that went into ``results.jsonl``, with the names of the files."""

@@ -9,7 +9,7 @@ from ..accel.image import find_images, load_image, resize_image
 from ..contracts import ImageSpec, Uint8
 from ..errors import ImageError
 
-__all__ = ["SCENES", "noise_images", "sample_images"]
+__all__ = ["SCENES", "enough_images", "noise_images", "sample_images"]
 
 SCENES = "scenes"
 
@@ -36,6 +36,20 @@ def sample_images(data: str, spec: ImageSpec, count: int = 32) -> Uint8:
     if not images:
         raise ImageError(f"none of the {len(files)} images in '{data}' can be read")
     return np.stack(images)
+
+
+def enough_images(images: Uint8, least: int, source: str) -> Uint8:
+    """The images, if there are enough for the parity gate: said before the graph is compiled, not after.
+
+    Raises:
+        ImageError: fewer than `least`.
+    """
+    if len(images) < least:
+        raise ImageError(
+            f"the parity gate needs at least {least} images and {source} has {len(images)} that can be read; "
+            "name a folder with more by --data; export --method needs none at all"
+        )
+    return images
 
 
 def noise_images(spec: ImageSpec, count: int = 16) -> Uint8:

@@ -202,15 +202,17 @@ def _export_checkpoint(
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> Bundle:
+    from ..export.parity import MIN_IMAGES
     from ..export.write_bundle import export_trained
     from ..methods.checkpoint import load_checkpoint, load_samples, read_record
-    from .data import sample_images
+    from .data import enough_images, sample_images
     from .options import resolve_model
 
     record = read_record(checkpoint)
     images = None if data else load_samples(checkpoint)
     if images is None:
         images = sample_images(data or record.data, record.image_spec)
+    images = enough_images(images, MIN_IMAGES, f"'{data or checkpoint}'")
     explainer, record = load_checkpoint(checkpoint, spec=resolve_model(spec) if spec else None, weights=weights)
     return export_trained(
         explainer,
@@ -241,12 +243,13 @@ def _export_method(
     from ..export.parity import MIN_IMAGES
     from ..export.write_bundle import export_gradient
     from ..methods.explainee import load_explainee
-    from .data import SCENES, noise_images, sample_images
+    from .data import SCENES, enough_images, noise_images, sample_images
     from .options import SHORT_SPECS, read_class_names, resolve_model
 
     explainee = load_explainee(resolve_model(spec), weights, class_names=read_class_names(classes))
     own = data or (SCENES if resolve_model(spec) in SHORT_SPECS.values() else None)
     images = sample_images(own, explainee.image_spec, MIN_IMAGES) if own else noise_images(explainee.image_spec)
+    images = enough_images(images, MIN_IMAGES, f"'{own}'")
     return export_gradient(
         explainee,
         config,

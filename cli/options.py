@@ -203,7 +203,7 @@ class Headers(click.ParamType):  # type: ignore[type-arg]  # as above
             return value
         found = re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x20-\x7e]*)", str(value))
         if not found:
-            self.fail(f"'{value}' is not NAME: VALUE; write for example 'Authorization: Bearer …'", param, ctx)
+            self.fail(f"'{value}' is not NAME: VALUE; write for example 'Authorization: Bearer KEY'", param, ctx)
         return found[1], found[2]
 
 

@@ -530,3 +530,13 @@ def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 1
     with np.load(tmp_path / "cat.npz") as stored:
         assert stored["mask"][0, 0] == 1
+
+
+def test_a_writer_in_a_with_block_puts_its_lines_in_place_only_if_no_error_ends_it(tmp_path: Path) -> None:
+    with ResultWriter(tmp_path / "whole") as writer:
+        writer.write(Failure("a.png", "it is not an image"))
+    assert json.loads((tmp_path / "whole" / "results.jsonl").read_text())["image"] == "a.png"
+    with pytest.raises(ZeroDivisionError), ResultWriter(tmp_path / "broken") as writer:
+        writer.write(Failure("a.png", "it is not an image"))
+        _ = 1 / 0
+    assert list((tmp_path / "broken").iterdir()) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from saccade.accel.engines import open_engine
 from saccade.accel.verify import verify_engine
@@ -83,3 +84,18 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_images_for_the_gate_are_refused_before_anything_is_compiled(
+    saccade_command: Command, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.export.write_bundle.export_gradient", lambda *_, **__: pytest.fail("compiled"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(photos / f"{index}.png")
+    out = tmp_path / "bundle"
+    code, _, err = saccade_command("export", "--method", "gradcam", *MODEL, "--data", photos, "--out", out)
+    assert code == 1
+    assert f"needs at least 16 images and '{photos}' has 3" in " ".join(err.split())
+    assert not out.exists()
