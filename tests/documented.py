@@ -48,7 +48,7 @@ PARSED = {  # commands that are read down to their options, but not run, and why
     r"^saccade .*--precision (int8|fp16)": "the small bundle holds no lower precision",
     r"^saccade bench .*--engine all": "opens every engine; tests/cli/test_bench.py",
     r"^saccade explain .*--engine openvino": "tests/accel/test_openvino_engine.py",
-    r"runs/(own|parts|any-class)": "as the commands before them; tests/cli/test_train.py and tests/cli/test_train_inr.py",
+    r"runs/(own|parts|any-class)": "as the commands before them; tests/cli/test_train.py",
     r"--checkpoint runs/inr --out": "seven seconds; tests/cli/test_train_inr.py",
     r"^saccade tune": "tries some twenty sessions; tests/cli/test_bench.py",
 }
