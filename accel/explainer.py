@@ -77,7 +77,7 @@ class Explainer:
         return results
 
     def predict(self, images: Iterable[ImageSource] | ImageSource) -> Floats:
-        """Probabilities float32 (N, K) alone; the masks are not computed. The images go through the engine as one batch.
+        """Probabilities alone, float32 (N, K); masks are not computed. The images go through the engine as one batch.
 
         Raises:
             ImageError: one of them cannot be read.
