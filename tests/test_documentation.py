@@ -138,7 +138,8 @@ def _check_pip(where: str, words: list[str]) -> None:
         if asked:
             assert set((asked[1] or "").split(",")) - {""} <= set(extras), where
         else:
-            assert word in ("-c", "-e", "constraints.txt"), where
+            known = {"-c", "constraints.txt", "-e", "--no-deps"} | documented.OTHER_PACKAGES
+            assert word in known, f"{where}: what is '{word}'?"
 
 
 def _check_script(where: str, words: list[str]) -> None:
