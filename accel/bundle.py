@@ -51,6 +51,10 @@ class Golden:
 class Bundle:
     """A bundle: its folder and its manifest. `open_bundle` has checked the files' hashes; of an explainer that runs in
     PyTorch it is the manifest alone, and there are no files.
+
+    Attributes:
+        path: the folder.
+        manifest: what is in it, how it was made, and the gate's report.
     """
 
     path: Path

@@ -15,12 +15,19 @@ __all__ = ["Engine", "joined", "run_in_batches"]
 
 
 class Engine(Protocol):
-    """What every engine offers. Images are uint8 (N, H, W, 3) at the model's size (any size for an any-size bundle)."""
+    """What every engine offers. Images are uint8 (N, H, W, 3) at the model's size (any size for an any-size bundle).
+
+    Attributes:
+        bundle: what it runs.
+        name: of the engine, such as ``"onnx"``.
+        precision: of the graph that it runs, such as ``"fp32"``.
+        concurrent: several threads may call it at the same time.
+    """
 
     bundle: Bundle
     name: str
     precision: str
-    concurrent: bool  # several threads may call it at the same time
+    concurrent: bool
 
     def run(
         self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None
@@ -34,11 +41,16 @@ class Engine(Protocol):
                 than one, else as much as so many images.
             query: which masks, where the bundle holds them as functions of place and area; None for its own areas at
                 the model's size.
+
+        Raises:
+            UsageError: images of another shape or dtype, a class that is not there, or masks that the bundle does not
+                hold.
+            OutOfMemory: the batch does not fit.
         """
         ...
 
     def probabilities(self, images: Uint8) -> Floats:
-        """Predict only, (N, K); the mask is not computed."""
+        """Predict only, float32 (N, K), softmax over the classes; the mask is not computed."""
         ...
 
 

@@ -21,7 +21,13 @@ __all__ = ["Explainer", "open"]
 
 
 class Explainer:
-    """An opened bundle that takes images as people have them: paths, encoded bytes, PIL images, uint8 arrays."""
+    """An opened bundle that takes images as people have them: paths, encoded bytes, PIL images, uint8 arrays.
+
+    `saccade.open` makes one.
+
+    Args:
+        engine: runs the bundle, as `open_engine` opens it.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -53,7 +59,11 @@ class Explainer:
             query: which masks of a bundle that holds them as functions, an answer for each; None for its own areas.
             batch_size: images that go through the engine together; None takes the bundle's own.
 
+        Returns:
+            An answer for each image, in order; for several classes or areas so many for each image.
+
         Raises:
+            UsageError: there is no such class, or the bundle holds no such masks.
             ImageError: one of them cannot be read. Use `saccade.explain_images` to go on with the others.
         """
         asked = [target] if target is None or isinstance(target, (str, int)) else target
@@ -67,7 +77,11 @@ class Explainer:
         return results
 
     def predict(self, images: Iterable[ImageSource] | ImageSource) -> Floats:
-        """Probabilities (N, K) alone; the masks are not computed. The images go through the engine as one batch."""
+        """Probabilities alone, float32 (N, K); masks are not computed. The images go through the engine as one batch.
+
+        Raises:
+            ImageError: one of them cannot be read.
+        """
         loaded = [load_image(image) for image in _as_sources(images)]
         if not self.bundle.manifest.any_size:
             loaded = [resize_image(image, self.bundle.manifest.image) for image in loaded]
@@ -86,10 +100,12 @@ def open(
     """Open a bundle to explain images with it; arguments as `open_engine`.
 
     Example:
+        ```python
         explainer = saccade.open("bundle")
-        result, = explainer.explain("cat.jpg")
-        result.class_name, result.probability, result.mask
+        (result,) = explainer.explain("cat.jpg")
+        print(result.class_name, result.probability, result.mask.shape)
         result.overlay().save("cat.overlay.png")
+        ```
     """
     return Explainer(
         open_engine(

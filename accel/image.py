@@ -137,6 +137,10 @@ def resize_image(image: Uint8, spec: ImageSpec) -> Uint8:
     """Cut and resize an image (H, W, 3) to the model's size with Pillow's antialiased filter; uint8 (h, w, 3).
 
     Columns first, then rows, rounded in between: the order is fixed because a cubic filter overshoots.
+
+    Args:
+        image: uint8 (H, W, 3), of any size.
+        spec: which part of it the model sees, and how large; a bundle's is ``bundle.manifest.image``.
     """
     if image.shape[:2] == spec.size and spec.box(*spec.size) == (0, 0, spec.size[1], spec.size[0]):
         return image

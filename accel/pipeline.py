@@ -82,6 +82,18 @@ def explain_images(
     """Explain images of any number, in order, holding a few batches in memory at a time.
 
     An image that cannot be read becomes a `Failure` in its place; the others go on.
+
+    Args:
+        engine: runs the bundle.
+        sources: paths, encoded bytes, PIL images or uint8 arrays (H, W, 3); read as they are needed.
+        config: batch size, classes, masks, limits.
+
+    Yields:
+        For each image an answer, or so many as there are classes and areas; or one `Failure`.
+
+    Raises:
+        UsageError: a class or masks that the bundle does not have.
+        OutOfMemory: a batch does not fit.
     """
     size = config.batch_size or engine.bundle.manifest.batch
 

@@ -158,7 +158,12 @@ def together(parts: Sequence[ImageExplanation], name: str = "", **numbers: float
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be read, and why."""
+    """An image that could not be read, and why.
+
+    Attributes:
+        source: where it came from, as given.
+        reason: a sentence.
+    """
 
     source: str
     reason: str

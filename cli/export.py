@@ -299,12 +299,7 @@ def _print(manifest: Manifest, out: Path) -> None:
     from ..accel.verify import batch_bar
 
     report, size = manifest.parity, sum(entry.bytes for entry in manifest.files.values())
-    table = Table(
-        title=f"Parity with PyTorch on {report.images} images, batches {', '.join(map(str, report.batches))}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    table = Table(box=None, pad_edge=False)
     for heading in ("worst image", "measured", "bar"):
         table.add_column(heading)
     table.add_row("mask, max |Δ|", f"{report.mask_max_abs:.1e}", f"≤ {report.mask_bar:.0e}")
@@ -317,6 +312,8 @@ def _print(manifest: Manifest, out: Path) -> None:
     if report.target_dependence is not None:
         table.add_row("change from class to class", f"{report.target_dependence:.3f}", "≥ 0.01")
     console = Console()
+    batches = ", ".join(map(str, report.batches))
+    console.print(f"Parity with PyTorch on {report.images} images, batches {batches}", highlight=False, soft_wrap=True)
     console.print(table)
     if manifest.precisions:
         _print_lower_precisions(manifest, console)

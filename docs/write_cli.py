@@ -22,8 +22,8 @@ _HEAD = """\
 # Commands
 
 Written by `python docs/write_cli.py` from what each command says with `--help`. Errors of the user's are one sentence
-and exit code 1, wrong usage is exit code 2, Ctrl-C 130. Results go to stdout and progress to stderr; `--json` prints the
-result for programs.
+and exit code 1, wrong usage is exit code 2, Ctrl-C 130. Results go to stdout and progress to stderr; `--json` prints
+the result for programs.
 """
 
 
@@ -83,8 +83,9 @@ def _told(text: str) -> Iterator[str]:
 def _row(option: click.Option) -> str:
     spelled = ", ".join(f"`{name}`" for name in (*sorted(option.opts, key=len), *option.secondary_opts))
     if not option.is_flag:
-        choices = "|".join(getattr(option.type, "choices", ()))
-        spelled += f" `{_in_a_cell(option.metavar or choices or option.type.name.split()[0].upper())}`"
+        choices = ", ".join(getattr(option.type, "choices", ()))
+        value = (option.metavar or option.type.name.split()[0].upper()).replace("|", "&#124;")
+        spelled += f" {choices}" if choices and not option.metavar else f" <code>{value}</code>"
     told = _escaped(" ".join((option.help or "").split()))
     if option.show_default and not option.is_flag and option.default not in (None, ()):
         default = option.default if isinstance(option.default, tuple) else (option.default,)
@@ -93,13 +94,10 @@ def _row(option: click.Option) -> str:
     return f"| {spelled} | {told}{' **required**' if option.required else ''} |"
 
 
-def _in_a_cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def _escaped(text: str) -> str:
-    """Text in which Markdown reads no signs of its own."""
-    return _in_a_cell(text).replace("<", "&lt;").replace("*", "\\*")
+    """Text in which Markdown reads no signs of its own, also in a table; options become code."""
+    text = text.replace("|", "&#124;").replace("<", "&lt;").replace("*", "\\*")
+    return re.sub(r"(?<![\w-])--[a-z][a-z0-9-]*", r"`\g<0>`", text)
 
 
 if __name__ == "__main__":

@@ -48,11 +48,13 @@ PARSED = {  # commands that are read down to their options, but not run, and why
     r"^saccade .*--precision (int8|fp16)": "the small bundle holds no lower precision",
     r"^saccade bench .*--engine all": "opens every engine; tests/cli/test_bench.py",
     r"^saccade explain .*--engine openvino": "tests/accel/test_openvino_engine.py",
-    r"runs/(own|parts|any-class)": "as the commands before them; tests/cli/test_train.py and tests/cli/test_train_inr.py",
+    r"runs/(own|parts|any-class)": "as the commands before them; tests/cli/test_train.py",
     r"--checkpoint runs/inr --out": "seven seconds; tests/cli/test_train_inr.py",
     r"^saccade tune": "tries some twenty sessions; tests/cli/test_bench.py",
 }
 PARSED_PAGES = {"cli.md": "written from --help; the commands run on the pages that explain them"}
+
+OTHER_PACKAGES = {"openvino_xai"}  # that a page has installed besides Saccade, because no extra can name them
 
 SKIPPED_PYTHON = {  # blocks that are compiled, but not run, and why
     r"^import ray": "starts Ray; tests/accel/batch",

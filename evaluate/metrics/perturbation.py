@@ -150,31 +150,52 @@ def _with_protocol(base: Perturbation, protocol: Protocol, fill: Fill, steps: in
 
 
 def deletion(protocol: Protocol = "rise", fill: Fill = _GREY, steps: int = 16, end: float = 1.0) -> Perturbation:
-    """Deletion; see `Perturbation`."""
+    """Deletion: the most important pixels go first, the target's probability is watched; lower is better.
+
+    Args:
+        protocol: ``"rise"``, or ``"ltx"`` for the definition of that published code, which sets fill and grid.
+        fill: what stands in the place of a removed pixel: ``"black"``, ``"blur"``, or a colour (red, green, blue).
+        steps: of the curve, between 0 and `end`.
+        end: share of the pixels that is removed at last.
+
+    See `Perturbation` for the formula and sources.
+    """
     return _with_protocol(Perturbation("deletion", "most", "probability"), protocol, fill, steps, end)
 
 
 def insertion(protocol: Protocol = "rise", fill: Fill = _GREY, steps: int = 16, end: float = 1.0) -> Perturbation:
-    """Insertion; see `Perturbation`."""
+    """Insertion: the least important pixels go first, the target's probability is watched; higher is better.
+
+    Arguments as for `deletion`, formula and sources at `Perturbation`.
+    """
     return _with_protocol(Perturbation("insertion", "least", "probability"), protocol, fill, steps, end)
 
 
 def positive_perturbation(
     protocol: Protocol = "rise", fill: Fill = _GREY, steps: int = 16, end: float = 1.0
 ) -> Perturbation:
-    """Positive perturbation; see `Perturbation`."""
+    """Positive perturbation: the most important pixels go first, accuracy is watched; lower is better.
+
+    Arguments as for `deletion`, formula and sources at `Perturbation`.
+    """
     return _with_protocol(Perturbation("positive", "most", "accuracy"), protocol, fill, steps, end)
 
 
 def negative_perturbation(
     protocol: Protocol = "rise", fill: Fill = _GREY, steps: int = 16, end: float = 1.0
 ) -> Perturbation:
-    """Negative perturbation; see `Perturbation`."""
+    """Negative perturbation: the least important pixels go first, accuracy is watched; higher is better.
+
+    Arguments as for `deletion`, formula and sources at `Perturbation`.
+    """
     return _with_protocol(Perturbation("negative", "least", "accuracy"), protocol, fill, steps, end)
 
 
 def insertion_minus_deletion(
     protocol: Protocol = "rise", fill: Fill = _GREY, steps: int = 16, end: float = 1.0
 ) -> InsertionMinusDeletion:
-    """Insertion minus deletion; see `InsertionMinusDeletion`."""
+    """Insertion minus deletion, higher is better: one number for both.
+
+    Arguments as for `deletion`, formula and sources at `Perturbation`.
+    """
     return InsertionMinusDeletion(insertion(protocol, fill, steps, end), deletion(protocol, fill, steps, end))

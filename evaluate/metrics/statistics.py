@@ -39,7 +39,14 @@ class Estimate:
 
 
 def estimate(metric: Metric, rows: Rows, *, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """The metric over all images, with a percentile bootstrap over images (Efron & Tibshirani 1993, §13)."""
+    """The metric over all images, with a percentile bootstrap over images (Efron & Tibshirani 1993, §13).
+
+    Args:
+        metric: that made the rows.
+        rows: of `measure`, (N, L); images for which the metric is not defined are NaN, and left out.
+        resamples: sets of images that are drawn, with replacement.
+        seed: of the draws.
+    """
     counted = rows[~np.isnan(rows).any(1)]
     if not len(counted):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
@@ -51,6 +58,16 @@ def difference(metric: Metric, rows: Rows, other: Rows, *, resamples: int = 1000
     """The first minus the second, on the same images: each resampled set of images is drawn for both alike.
 
     Images for which the metric is not defined on both sides are left out on both.
+
+    Args:
+        metric: that made the rows.
+        rows: of one explainer, (N, L).
+        other: of another, of the same images in the same order.
+        resamples: sets of images that are drawn, with replacement.
+        seed: of the draws.
+
+    Raises:
+        UsageError: another number of images on the other side.
     """
     if rows.shape != other.shape:
         raise UsageError(f"a paired difference needs the same images on both sides, not {len(rows)} and {len(other)}")

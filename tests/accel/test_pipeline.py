@@ -536,7 +536,12 @@ def test_a_writer_in_a_with_block_puts_its_lines_in_place_only_if_no_error_ends_
     with ResultWriter(tmp_path / "whole") as writer:
         writer.write(Failure("a.png", "it is not an image"))
     assert json.loads((tmp_path / "whole" / "results.jsonl").read_text())["image"] == "a.png"
-    with pytest.raises(ZeroDivisionError), ResultWriter(tmp_path / "broken") as writer:
-        writer.write(Failure("a.png", "it is not an image"))
-        _ = 1 / 0
+
+    def fails() -> None:
+        with ResultWriter(tmp_path / "broken") as writer:
+            writer.write(Failure("a.png", "it is not an image"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert list((tmp_path / "broken").iterdir()) == []
