@@ -19,6 +19,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import unicodedata
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -37,9 +38,17 @@ __all__ = [
     "suggest",
 ]
 
+_OBEYED = ("Cc", "Cs", "Zl", "Zp")  # control characters, half characters of undecodable names, line separators
+
 
 class SaccadeError(Exception):
     """Base of every error that Saccade raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message, on one line: what a terminal would obey, as in a file's name, is spelled out."""
+        return "".join(
+            ascii(char)[1:-1] if unicodedata.category(char) in _OBEYED else char for char in super().__str__()
+        )
 
 
 class UsageError(SaccadeError):

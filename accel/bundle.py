@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ..contracts import Floats, Uint8
 from ..errors import BundleError, OutputError, UsageError, suggest
+from .golden_file import Golden, check_golden, read_golden
 from .manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, SCHEMA_VERSION, Manifest
+from .precision import graph_file
 
 __all__ = [
     "Bundle",
@@ -28,23 +27,6 @@ __all__ = [
     "write_manifest",
     "write_whole",
 ]
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Images with the PyTorch explainer's own answers, to hold any engine against the original.
-
-    Attributes:
-        images: uint8 (G, H, W, 3), at the model's size.
-        target: int64 (G,), as asked; -1 is the predicted class.
-        probabilities: float32 (G, K).
-        mask: float32 (G, 1, H, W).
-    """
-
-    images: Uint8
-    target: NDArray[np.int64]
-    probabilities: Floats
-    mask: Floats
 
 
 @dataclass(frozen=True)
@@ -67,9 +49,12 @@ class Bundle:
 
     @property
     def golden(self) -> Golden:
-        """The golden samples, read from disk."""
-        with np.load(self.path / GOLDEN_FILE, allow_pickle=False) as stored:
-            return Golden(**{name: stored[name] for name in ("images", "target", "probabilities", "mask")})
+        """The golden samples, read from disk.
+
+        Raises:
+            BundleError: they are damaged, or not of the manifest's sizes and classes.
+        """
+        return read_golden(self.path / GOLDEN_FILE, self.manifest)
 
     def target_index(self, target: str | int | None) -> int:
         """The index of a class given by name or index; -1 for None, which means the predicted class.
@@ -106,15 +91,19 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     folder = Path(path)
     file = folder / MANIFEST_FILE
-    if not file.is_file():
-        raise BundleError(
-            f"'{folder}' is not a bundle: it has no {MANIFEST_FILE}; "
-            f"make one with: saccade export --checkpoint DIR --out {folder}"
-        )
     try:
-        stored = json.loads(file.read_bytes())
+        if not file.is_file():
+            raise BundleError(
+                f"'{folder}' is not a bundle: it has no {MANIFEST_FILE}; "
+                f"make one with: saccade export --checkpoint DIR --out {folder}"
+            )
+        content = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"the bundle '{folder}' cannot be read: {error.strerror or error}") from None
+    try:
+        stored = json.loads(content)
         version = int(stored["schema_version"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"the manifest '{file}' is damaged: {_first_line(error)}; export the bundle again") from None
     if version > SCHEMA_VERSION:
         raise BundleError(
@@ -133,9 +122,10 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"the manifest '{file}' is damaged at 'image': {error}; export the bundle again") from None
     for name, entry in manifest.files.items():
         _check(folder, name, entry.sha256)
-    for name in (GRAPH_FILE, GOLDEN_FILE):
+    for name in (GRAPH_FILE, GOLDEN_FILE, *manifest.plans, *map(graph_file, manifest.precisions)):
         if name not in manifest.files:
             raise BundleError(f"the manifest '{file}' does not list {name}; export the bundle again")
+    check_golden(folder / GOLDEN_FILE, manifest)
     return Bundle(folder, manifest)
 
 
@@ -193,11 +183,18 @@ def sync_folder(folder: Path) -> None:
 
 def _check(folder: Path, name: str, expected: str) -> None:
     path = folder / name
-    if path.resolve().parent != folder.resolve():
-        raise BundleError(f"the manifest names a file outside the bundle: '{path}'")
-    if not path.is_file():
+    try:
+        inside = path.resolve().parent == folder.resolve()
+        there = path.is_file()
+        found = file_sha256(path) if inside and there else ""
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name that cannot be one
+        raise BundleError(f"the bundle's file '{path}' cannot be read: {_first_line(error)}") from None
+    if not inside:
+        raise BundleError(
+            f"the manifest names a file outside the bundle: '{path}'; copy the file, and not a link, into the bundle"
+        )
+    if not there:
         raise BundleError(f"the bundle is incomplete: '{path.name}' is missing; copy or export the bundle again")
-    found = file_sha256(path)
     if found != expected:
         raise BundleError(
             f"the bundle is damaged: '{path.name}' has SHA-256 {found[:12]}… and the manifest says {expected[:12]}…; "

@@ -93,7 +93,10 @@ class GraphEngine:
             self._check_room(self.inputs(images, classes, asked), asked)
         answers = self._answers_each("parts" if asked.parts else "mask", requests)
         return joined(
-            [_explanation(found, classes[batch], asked) for found, batch in zip(answers, batches, strict=True)]
+            [
+                _explanation(self._fitting(found, classes[batch], asked), classes[batch], asked)
+                for found, batch in zip(answers, batches, strict=True)
+            ]
         )
 
     def probabilities(self, images: Uint8) -> Floats:
@@ -101,7 +104,9 @@ class GraphEngine:
         images = self._checked_images(images)
         requests = ({"image": images[batch]} for batch in _batches(len(images), self.most_images))
         answers = self._answers_each("probabilities", requests)
-        return np.concatenate([np.asarray(found["probabilities"]) for found in answers])
+        found = np.concatenate([np.asarray(answer["probabilities"]) for answer in answers])
+        self._refuse_other("probabilities", found, (len(images), len(self.bundle.manifest.class_names)))
+        return found
 
     def inputs(self, images: Uint8, classes: NDArray[np.int64], query: MaskQuery | None = None) -> dict[str, Any]:
         """What the graph is given for images and their classes, (N,) or (N, T)."""
@@ -127,6 +132,29 @@ class GraphEngine:
         """`_answers` of each request, in order; an engine may have several under way."""
         for feeds in requests:
             yield self._answers(what, feeds)
+
+    def _fitting(self, answers: dict[str, Any], classes: NDArray[np.int64], query: MaskQuery) -> dict[str, Any]:
+        """A graph's answers, if they are what the manifest says; one that was changed may give anything."""
+        manifest, count = self.bundle.manifest, len(classes)
+        masks = len(query.areas or manifest.areas) or (classes.shape[1] if classes.ndim == 2 else 1)
+        size = (query.size or manifest.mask_size) if manifest.areas else manifest.mask_size
+        shapes = {
+            "probabilities": (count, len(manifest.class_names)),
+            "target_class": classes.shape if manifest.several_targets else (count,),
+            **({"parts": (count, manifest.parts, *size)} if query.parts else {"mask": (count, masks, *size)}),
+        }
+        if manifest.several_targets and classes.ndim == 1:
+            shapes["target_class"] = (count, 1)
+        for name, shape in shapes.items():
+            self._refuse_other(name, answers.get(name), shape)
+        return answers
+
+    def _refuse_other(self, name: str, found: Any, shape: tuple[int, ...]) -> None:
+        if found is None or found.shape != shape:
+            gives = "does not give" if found is None else f"gives {found.shape} as"
+            raise BundleError(
+                f"the graph '{self.file}' {gives} '{name}', which the manifest has as {shape}; export the bundle again"
+            )
 
     def _check_room(self, feeds: dict[str, Any], query: MaskQuery) -> None:
         """Refuse masks that no memory of this machine can hold, before the system ends the process for them."""

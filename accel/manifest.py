@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "explainer.onnx"
 GOLDEN_FILE = "golden.npz"
+Count = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class _Record(BaseModel):
@@ -142,7 +143,7 @@ class Tuning(_Record):
         gain: images/s in units of those with the default settings, as measured.
     """
 
-    threads: int = 0
+    threads: Annotated[int, Field(ge=0, le=4096)] = 0
     graph_optimization: Literal["none", "basic", "extended", "all"] = "all"
     arena: bool = True
     memory_pattern: bool = True
@@ -187,13 +188,13 @@ class Manifest(_Record):
     parameters: dict[str, Any]
     class_specific: bool
     several_targets: bool = False
-    areas: tuple[float, ...] = ()
-    parts: int = 1
+    areas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    parts: Count = 1
     image: ImageSpec
     any_size: bool = False
-    mask_size: tuple[int, int]
-    class_names: tuple[str, ...]
-    batch: int = 8
+    mask_size: tuple[Count, Count]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
+    batch: Count = 8
     splits: bool = False
     explainee: dict[str, str]
     opset: int

@@ -57,7 +57,10 @@ class OipClient:
         self.url = urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
         self._path = parts.path.rstrip("/")
         self._headers = dict(headers or {})
-        self._connection = kinds[parts.scheme](host, port, timeout=timeout)
+        try:
+            self._connection = kinds[parts.scheme](host, port, timeout=timeout)
+        except http.client.InvalidURL:
+            raise UsageError(f"'{url}' is no URL of a server: '{host}' cannot be the name of one") from None
 
     def close(self) -> None:
         """Close the connection; the next request opens it again."""
@@ -98,7 +101,7 @@ class OipClient:
             raise EngineError(f"the server at {self.url} does not tell its models: {_reason(status, body)}")
         try:
             return sorted({str(entry["name"]) for entry in json.loads(body)})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise EngineError(f"the server at {self.url} does not speak the Open Inference Protocol v2") from None
 
     def max_batch_size(self, model: str) -> int | None:
@@ -108,7 +111,7 @@ class OipClient:
             return None
         try:
             return int(json.loads(body).get("max_batch_size", 0)) or None
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
 
     def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -142,7 +145,7 @@ class OipClient:
             raise EngineError(f"the server at {self.url} refused a request to '{model}': {_reason(status, body)}")
         try:
             return _tensors(body, fields.get(_LENGTH))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise EngineError(
                 f"the server at {self.url} answered with something else than tensors ({error}); "
                 "does it speak the Open Inference Protocol v2?"
@@ -154,7 +157,7 @@ class OipClient:
             raise EngineError(f"the server at {self.url} refused {path}: {_reason(status, body)}")
         try:
             found = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise EngineError(f"the server at {self.url} does not speak the Open Inference Protocol v2")
@@ -215,7 +218,7 @@ def _reason(status: int, body: bytes) -> str:
     """What a server says of an error, as one line."""
     try:
         said = str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         said = body.decode(errors="replace")
     lines = said.strip().splitlines()
     return f"{lines[0][:300]} (HTTP {status})" if lines else f"HTTP {status}"

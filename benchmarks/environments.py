@@ -69,7 +69,9 @@ def make_environment(
     """
     checked([str(python), "-m", "venv", str(folder)])
     inside = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    checked([str(inside), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, what])
+    checked(
+        [str(inside), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", *options, what]
+    )
     return inside
 
 

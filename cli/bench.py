@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import BatchSizes, Names, any_json, bundle_argument, by_provider, runtime_options
+from .options import BatchSizes, Names, Number, any_json, bundle_argument, by_provider, runtime_options
 
 if TYPE_CHECKING:
     from ..accel.bench import BenchRow
@@ -69,7 +69,7 @@ class _Bench(click.Command):
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     default=5.0,
     show_default=True,
     metavar="S",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import BatchSizes, Names, any_json
+from .options import BatchSizes, Names, Number, any_json
 
 if TYPE_CHECKING:
     from ..accel.traffic.load import LoadRow
@@ -34,7 +34,7 @@ class Rates(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
             rates = tuple(float(part) for part in str(value).split(","))
         except ValueError:
             rates = ()
-        if not rates or min(rates) <= 0:
+        if not rates or not all(0 < rate < float("inf") for rate in rates):
             self.fail(f"'{value}' is not a list of rates; write for example 50,100, or auto, or none", param, ctx)
         return rates
 
@@ -78,12 +78,10 @@ class Rates(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
 @click.option(
     "--outputs", type=Names(), default="", metavar="NAME,…", help="Outputs that are asked for. [default: all]"
 )
-@click.option(
-    "--seconds", type=click.FloatRange(min=0.5), default=5.0, show_default=True, metavar="S", help="For each level."
-)
+@click.option("--seconds", type=Number(min=0.5), default=5.0, show_default=True, metavar="S", help="For each level.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=60.0,
     show_default=True,
     metavar="S",

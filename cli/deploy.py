@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import BatchSizes, any_json, megapixels_option
+from .options import BatchSizes, Number, any_json, megapixels_option
 
 if TYPE_CHECKING:
     from ..export.triton_server.repository import WrittenModel
@@ -102,7 +102,7 @@ def deploy() -> None:
 )
 @click.option(
     "--workspace",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     metavar="GIB",
     help="With --accelerator: memory that one kernel may take. [default: the server's]",
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import EngineOptions, any_json, bundle_argument, engine_options
+from .options import EngineOptions, Number, any_json, bundle_argument, engine_options
 
 if TYPE_CHECKING:
     from ..evaluate.metrics import Estimate, Metric
@@ -77,11 +77,11 @@ __all__ = ["evaluate", "mean_colour", "print_result", "record"]
 )
 @click.option("--steps", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="Of each curve.")
 @click.option(
-    "--tolerance", type=click.FloatRange(0), default=15.0, show_default=True, metavar="PX", help="Of the pointing game."
+    "--tolerance", type=Number(0), default=15.0, show_default=True, metavar="PX", help="Of the pointing game."
 )
 @click.option(
     "--memory-budget",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     default=2.0,
     show_default=True,
     metavar="GIB",

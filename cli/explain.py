@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Areas, Box, EngineOptions, ImageSize, any_json, engine_options, megapixels_option
+from .options import Areas, Box, EngineOptions, ImageSize, Number, any_json, engine_options, megapixels_option
 
 if TYPE_CHECKING:
     from ..accel.engine import Engine
@@ -122,7 +122,7 @@ _OF_ENGINES = ("engine", "providers", "provider_options", "threads")
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(0, 0.5, max_open=True),
+    type=Number(0, 0.5, max_open=True),
     default=0.05,
     show_default=True,
     metavar="F",
@@ -139,7 +139,7 @@ _OF_ENGINES = ("engine", "providers", "provider_options", "threads")
 )
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=3e-3,
     show_default=True,
     help="With --method inr: lower it if an optimisation diverges.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import Number
 from .plan import PlanOptions, build_plans_of, check_plans, plan_options
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ __all__ = ["export"]
 )
 @click.option(
     "--memory-budget",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=4.0,
     show_default=True,
     metavar="GIB",

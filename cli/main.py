@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -88,4 +89,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:  # a disk that fails, a name that is too long, wherever it was met
+        where = f"'{os.fsdecode(error.filename)}' cannot be used: " if error.filename else ""
+        click.echo(f"Error: {SaccadeError(f'{where}{error.strerror or error}')}", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ __all__ = [
     "Headers",
     "ImageSize",
     "Names",
+    "Number",
     "ProviderOption",
     "any_json",
     "bundle_argument",
@@ -68,7 +70,7 @@ def megapixels_option(default: float = 100.0) -> Callable[[Callable[..., Any]], 
     """``--max-megapixels``, which the command gets as ``max_megapixels``."""
     return click.option(
         "--max-megapixels",
-        type=click.FloatRange(min=0.001),
+        type=Number(min=0.001),
         default=default,
         show_default=True,
         metavar="MP",
@@ -175,6 +177,17 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorator in reversed(decorators):
         function = decorator(function)
     return function
+
+
+class Number(click.FloatRange):
+    """A number in a range, which neither infinity nor what is not a number lies in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a finite number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"'{value}' is not a finite number", param, ctx)
+        return found
 
 
 class ProviderOption(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click

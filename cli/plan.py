@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import BatchSizes
+from .options import BatchSizes, Number
 
 if TYPE_CHECKING:
     from ..accel.bundle import Bundle
@@ -69,7 +69,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--workspace",
-            type=click.FloatRange(0, min_open=True),
+            type=Number(0, min_open=True),
             metavar="GIB",
             help="Of plans: memory that one kernel may take. [default: all]",
         ),

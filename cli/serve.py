@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import EngineOptions, engine_options, megapixels_option
+from .options import EngineOptions, Number, engine_options, megapixels_option
 
 if TYPE_CHECKING:
     from ..accel.engine import Engine
@@ -52,7 +52,7 @@ __all__ = ["serve"]
 )
 @click.option(
     "--batch-delay",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.0,
     show_default=True,
     metavar="MS",
@@ -68,7 +68,7 @@ __all__ = ["serve"]
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=30.0,
     show_default=True,
     metavar="S",
@@ -82,7 +82,7 @@ __all__ = ["serve"]
 )
 @click.option(
     "--explain-below",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     metavar="P",
     help="Explain only images whose predicted class is less probable, unless the request says otherwise.",
 )
@@ -90,7 +90,7 @@ __all__ = ["serve"]
     "--api-key", envvar="SACCADE_API_KEY", metavar="KEY", help="What clients must show. [env: SACCADE_API_KEY]"
 )
 @click.option(
-    "--max-body-mib", type=click.FloatRange(0.001), default=64.0, show_default=True, metavar="MIB", help="Of a request."
+    "--max-body-mib", type=Number(0.001), default=64.0, show_default=True, metavar="MIB", help="Of a request."
 )
 @megapixels_option(50.0)
 @click.option(
@@ -99,13 +99,13 @@ __all__ = ["serve"]
 @click.option("--model-control", is_flag=True, help="Let clients load and unload models, as Triton's protocol has it.")
 @click.option(
     "--watch",
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     metavar="S",
     help="Look so often whether a bundle on disk has changed, and load it. [default: on SIGHUP, or when asked]",
 )
 @click.option(
     "--drain-delay",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.0,
     show_default=True,
     metavar="S",
@@ -113,7 +113,7 @@ __all__ = ["serve"]
 )
 @click.option(
     "--drain-timeout",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=30.0,
     show_default=True,
     metavar="S",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Areas
+from .options import Areas, Number
 from .training_options import training_options
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["train"]
 def _weight(name: str, default: float, what: str) -> Callable[..., Any]:
     return click.option(
         f"--{name}",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         default=default,
         show_default=True,
         metavar="W",
@@ -138,7 +138,7 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
     ),
     click.option(
         "--smallest",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         default=0.02,
         show_default=True,
         metavar="A",
@@ -146,7 +146,7 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
     ),
     click.option(
         "--largest",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         default=0.5,
         show_default=True,
         metavar="A",
@@ -168,7 +168,7 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
     _weight("elsewhere", 2.0, "with --class-conditional: nothing of another class's image is kept"),
     click.option(
         "--gain",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         default=6.0,
         show_default=True,
         metavar="G",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import any_json
+from .options import Number, any_json
 
 __all__ = ["training_options"]
 
@@ -69,13 +69,13 @@ _COURSE: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--learning-rate",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         metavar="R",
         help="Peak learning rate. [default: 3e-3 shared, 5e-4 own]",
     ),
     click.option(
         "--clip",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         default=1.0,
         show_default=True,
         metavar="C",
@@ -106,7 +106,7 @@ _COURSE: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--ema-decay",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         default=0.0,
         show_default=True,
         metavar="D",

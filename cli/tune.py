@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import any_json, bundle_argument
+from .options import Number, any_json, bundle_argument
 
 if TYPE_CHECKING:
     from ..accel.manifest import Tuning
@@ -32,7 +32,7 @@ __all__ = ["tune"]
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     default=3.0,
     show_default=True,
     metavar="S",

@@ -183,7 +183,7 @@ def read_record(folder: Path) -> CheckpointRecord:
                 "class_names": tuple(stored["class_names"]),
             }
         )
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise ModelError(f"the checkpoint '{folder / RECORD_FILE}' is damaged: {_first_line(error)}") from None
 
 

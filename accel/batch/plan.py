@@ -125,7 +125,7 @@ def read_plan(file: Path) -> Plan:
     """
     try:
         return Plan(**json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise OutputError(
             f"the plan '{file}' cannot be read ({str(error).splitlines()[0]}); begin anew with --restart"
         ) from None

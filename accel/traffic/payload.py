@@ -44,11 +44,11 @@ class Address:
         Raises:
             UsageError: it is no such address.
         """
-        parts = urlsplit(url if "//" in url else f"//{url}")
         try:
+            parts = urlsplit(url if "//" in url else f"//{url}")
             port = parts.port or 80
         except ValueError:
-            port = 0
+            raise UsageError(f"'{url}' is not the address of an HTTP server; write http://localhost:8000") from None
         if key is not None and not (key.isascii() and key.isprintable()):
             raise UsageError("an API key is of ASCII characters")
         if parts.scheme not in ("", "http") or not parts.hostname or not port or parts.path not in ("", "/"):

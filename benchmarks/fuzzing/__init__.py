@@ -1,0 +1,1 @@
+"""What ``python benchmarks/fuzz.py`` throws at Saccade, target by target."""
