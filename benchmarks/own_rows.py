@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import cost
 import torch
 from subjects import Subject, Work
+from ungated import read_ungated, write_ungated
 
 from saccade.accel.bundle import Bundle
 from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
-from saccade.accel.manifest import MANIFEST_FILE, Manifest
 from saccade.accel.onnx_engine import OnnxEngine
 from saccade.cli.contenders import original_config
 from saccade.contracts import Floats, Uint8
 from saccade.evaluate.weights_folder import WEIGHTS
-from saccade.export.describe import about_gradient, describe
-from saccade.export.graph import ExplainerGraph, TracedExplainer
 from saccade.export.in_torch import compiled_in_torch, gradients_in_torch, trained_in_torch
-from saccade.export.to_onnx import export_onnx
 from saccade.export.write_bundle import export_trained
 from saccade.methods.checkpoint import CheckpointRecord, load_checkpoint
 from saccade.methods.gradient.config import GradientConfig
@@ -118,34 +113,13 @@ def _original(subject: Subject, method: str) -> Engine:
 def _bundle(subject: Subject, method: str) -> Bundle:
     """The bundle that was kept of an earlier run with the same settings and classifier, or a new one."""
     folder = subject.graphs / subject.title.replace("/", "") / method
-    if (folder / MANIFEST_FILE).is_file():
-        manifest = Manifest.model_validate(json.loads((folder / MANIFEST_FILE).read_text()))
-        same = method in _TRAINED or original_config(manifest) == _config(method)
-        if same and manifest.explainee["fingerprint"] == subject.explainee.fingerprint:
-            return Bundle(folder, manifest)
+    kept = read_ungated(folder)
+    if kept is not None and kept.manifest.explainee["fingerprint"] == subject.explainee.fingerprint:
+        if method in _TRAINED or original_config(kept.manifest) == _config(method):
+            return kept
     shutil.rmtree(folder, ignore_errors=True)
     if method in _TRAINED and subject.trained:
         return export_trained(*_untrained(subject, method), subject.images, folder)
     if method in _TRAINED:
         return cost.export(subject.explainee, _TRAINED[method], folder)
-    return _ungated(GradientExplainer(subject.explainee, _config(method)).eval(), folder)
-
-
-def _ungated(explainer: GradientExplainer, folder: Path) -> Bundle:
-    """A graph without the gate, which takes minutes of a ViT; its golden samples are missing."""
-    graph = ExplainerGraph(TracedExplainer(explainer)).eval()
-    unfinished = folder.with_suffix(".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    export_onnx(
-        graph,
-        explainer.explainee.image_spec,
-        unfinished / "explainer.onnx",
-        example=graph.example(),
-        outputs=graph.outputs,
-        rewrite=False,
-    )
-    manifest = describe(about_gradient(explainer))
-    (unfinished / MANIFEST_FILE).write_text(json.dumps(manifest.model_dump()))  # with the infinities of an absent proof
-    unfinished.rename(folder)
-    return Bundle(folder, manifest)
+    return write_ungated(GradientExplainer(subject.explainee, _config(method)).eval(), folder)
