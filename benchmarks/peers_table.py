@@ -120,7 +120,7 @@ def verdict(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], faithful: 
         found.append(
             f"{model}, batch {batch}: the cheapest of Saccade's is {cheapest.name} in {cheapest.engine} with "
             f"{cost[cheapest.key]:.2f} forwards of the fastest engine, the cheapest peer {best.name} of {best.package} "
-            f"with {cost[best.key]:.2f}" + (f"; {len(cheaper)} peers are cheaper." if cheaper else ".")
+            f"with {cost[best.key]:.2f}" + (f"; {_number(len(cheaper))} cheaper." if cheaper else ".")
         )
         for family in sorted({one.family for one in own if one.family}):
             same = [one for one in peers if one.family == family]
@@ -234,6 +234,10 @@ def _places(points: Sequence[tuple[float, float]]) -> list[float]:
         taken.append((x, height))
         shifts.append(float(shift))
     return shifts
+
+
+def _number(count: int) -> str:
+    return "1 peer is" if count == 1 else f"{count} peers are"
 
 
 def _three(value: float) -> str:
