@@ -149,24 +149,27 @@ class Store:
 
     def __init__(self, path: Path, dry: bool) -> None:
         self.path, self.dry = path, dry
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = self._read()
         self.cost: list[dict[str, Any]] = found.get("cost", [])
         self.faithfulness: dict[str, Any] = found.get("faithfulness", {})
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Put rows in the place of older ones."""
-        known = {_key(row): row for row in self.cost} | {_key(row): row for row in rows}
-        self.cost = list(known.values())
-        self.write()
+        """Put rows of cost in the place of older ones."""
+        self.cost = list(({_key(row): row for row in self.cost} | {_key(row): row for row in rows}).values())
+        self.write("cost")
 
-    def write(self) -> None:
-        """Everything."""
+    def write(self, part: str) -> None:
+        """Put "cost" or "faithfulness" into the file and leave the other as it is there."""
         if self.dry:
             return
-        content = {"cost": self.cost, "faithfulness": self.faithfulness}
+        content = self._read() | {part: getattr(self, part)}
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(self.path)
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        return found
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -329,11 +332,11 @@ def faithfulness(arguments: argparse.Namespace, store: Store, console: Console) 
             rows = {} if made is None else measure(metrics, _samples(made, scenes.images, scenes, predict), predict)
         first = first or rows
         _keep(kept, entry.key, metrics, rows, first)
-        store.write()
+        store.write("faithfulness")
     noise = random_masks()
     blind = Work(lambda images: (predict(images), noise(images, np.zeros(len(images), np.int64))))
     _keep(kept, RANDOM.key, metrics, measure(metrics, _samples(blind, scenes.images, scenes, predict), predict), first)
-    store.write()
+    store.write("faithfulness")
 
 
 def _keep(kept: dict[str, Any], key: str, metrics: Sequence[Any], rows: dict[str, Any], first: dict[str, Any]) -> None:

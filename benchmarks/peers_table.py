@@ -250,7 +250,8 @@ def _three(value: float) -> str:
 def _interval(found: dict[str, Any] | None, digits: int) -> str:
     if found is None:
         return "–"
-    return f"{found['value']:.{digits}f} ({found['low']:.{digits}f}–{found['high']:.{digits}f})"
+    text = f"{found['value']:.{digits}f} ({found['low']:.{digits}f}–{found['high']:.{digits}f})"
+    return text.replace("-", "−")
 
 
 def _signed(value: float) -> str:
