@@ -1,0 +1,443 @@
+"""Saccade beside what one would take instead: the same model, photographs and threads, in one interleaved run.
+
+    python benchmarks/peers.py --write                 all of it, and docs/peers.md with its picture
+    python benchmarks/peers.py --quick --dry           two rounds of the small scenes model, to see that all rows run
+    python benchmarks/peers.py --only-faithfulness --scenes 500
+    python benchmarks/peers.py --models ResNet-50 --batch-sizes 8 --rounds 5 --rows Grad-CAM
+
+The peers are installed by `pip install 'saccade[peers]'` and, for ReciproCAM, `pip install --no-deps openvino_xai`,
+which asks for an OpenVINO of 2024 and runs with today's. A peer that is missing is left out, with the reason. Every
+round runs all rows, each next to the plain forward of its engine; cost is the median of the rounds' ratios. Rows that
+take long sit out some rounds; of integrated gradients by Captum and of extremal perturbations a part is timed. Graphs
+are compiled in the first run, in about ten minutes, and kept in build/peers. Rows go into benchmarks/results/peers.json
+as they come; those that are not measured stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peer_rows
+import torch
+from interleaved import Row, interleave, seconds_of, settled_mib, summary
+from own_rows import by_onnx, by_openvino, by_torch, plain_forwards
+from peers_table import Entry, cost_table, draw, faithfulness_table, verdict
+from rich.console import Console
+from subjects import SUBJECTS, Subject, Work
+
+from saccade.accel.machine import core_count, machine
+from saccade.accel.memory import peak_mib
+from saccade.contracts import Floats, Uint8
+from saccade.evaluate.baselines import random_masks
+from saccade.evaluate.metrics import Sample, difference, estimate, make_metrics, measure
+from saccade.evaluate.scenes import SceneBatch, SceneSource
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
+PAGE = ROOT / "docs" / "peers.md"
+PICTURE = ROOT / "docs" / "images" / "peers.png"
+EXTREMAL = RESULTS.with_name("inr_scenes.json")
+GRAPHS = ROOT / "build" / "peers"
+BEGIN, END = "<!-- peers.py writes from here -->", "<!-- to here -->"
+FIRST = 20_000  # scenes that no setting was chosen on
+METRICS = ("pointing-box", "insertion", "deletion", "insertion-deletion")
+PEERS = ("captum", "grad-cam", "torchcam", "openvino_xai", "torch", "torchvision", "timm", "onnxruntime", "openvino")
+CNN, VIT = ("ResNet-50", "scenes ResNet"), ("ViT-B/16 (timm)",)
+ALL = (*CNN, *VIT)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the table, what makes it, and the models that it is for."""
+
+    entry: Entry
+    make: Callable[[Subject], Work]
+    models: tuple[str, ...] = ALL
+
+
+def _ours(name: str, method: str, models: tuple[str, ...] = ALL, family: str = "", short: str = "") -> Candidate:
+    return Candidate(Entry(name, "Saccade", "ONNX Runtime", "returned", family, short), by_onnx(method), models)
+
+
+def _torch(name: str, method: str, models: tuple[str, ...] = ALL, compiled: bool = False) -> Candidate:
+    engine = "PyTorch, compiled" if compiled else "PyTorch"
+    return Candidate(Entry(name, "Saccade", engine, "returned"), by_torch(method, compiled), models)
+
+
+LTX, AREAS, FAST = "LTX, shared trunk", "INR, masks of four areas", "fast preset"
+CANDIDATES = (
+    _ours(LTX, "ltx_shared", short="LTX"),
+    Candidate(Entry(LTX, "Saccade", "OpenVINO", "returned"), by_openvino("ltx_shared")),
+    _ours(AREAS, "inr", short="INR, four areas"),
+    _ours("Grad-CAM", "gradcam", CNN, "Grad-CAM", "Grad-CAM"),
+    _ours("gradient rollout", "gradient-rollout", VIT),
+    _ours(f"DIX2, {FAST}", "dix2", short="DIX2"),
+    _ours(f"IIA2, {FAST}", "iia2", short="IIA2"),
+    _ours("integrated gradients, 50 points", "ig", ALL, "integrated gradients", "integrated gradients"),
+    _torch(LTX, "ltx_shared"),
+    _torch(AREAS, "inr"),
+    _torch("Grad-CAM", "gradcam", CNN),
+    _torch("gradient rollout", "gradient-rollout", VIT),
+    _torch(f"DIX2, {FAST}", "dix2"),
+    _torch(LTX, "ltx_shared", compiled=True),
+    _torch("Grad-CAM", "gradcam", CNN, compiled=True),
+    Candidate(
+        Entry("LayerGradCam", "Captum", "PyTorch", "kept by a wrapper of the model", "Grad-CAM", "Captum LayerGradCam"),
+        peer_rows.captum_grad_cam,
+    ),
+    Candidate(
+        Entry("GradCAM", "pytorch-grad-cam", "PyTorch", "`cam.outputs`", "Grad-CAM", "grad-cam GradCAM"),
+        peer_rows.grad_cam(frozen=False),
+    ),
+    Candidate(
+        Entry("GradCAM, other weights frozen", "pytorch-grad-cam", "PyTorch", "`cam.outputs`", "Grad-CAM"),
+        peer_rows.grad_cam(frozen=True),
+    ),
+    Candidate(
+        Entry("GradCAM", "TorchCAM", "PyTorch", "the caller's forward", "Grad-CAM", "TorchCAM GradCAM"),
+        peer_rows.torchcam_grad_cam,
+    ),
+    Candidate(
+        Entry("ReciproCAM", "OpenVINO XAI", "OpenVINO", "returned", "", "ReciproCAM"),
+        peer_rows.reciprocam,
+    ),
+    Candidate(
+        Entry("Saliency", "Captum", "PyTorch", "kept by a wrapper of the model", "", "Captum Saliency"),
+        peer_rows.captum_saliency,
+    ),
+    Candidate(
+        Entry(
+            "IntegratedGradients, 50 points",
+            "Captum",
+            "PyTorch",
+            "a forward of its own",
+            "integrated gradients",
+            "Captum IntegratedGradients",
+            extrapolated=True,
+        ),
+        peer_rows.captum_integrated_gradients,
+    ),
+    Candidate(
+        Entry(
+            "extremal perturbations, four areas",
+            "Fong et al. 2019",
+            "PyTorch",
+            "a forward of its own",
+            short="extremal perturbations",
+            extrapolated=True,
+        ),
+        peer_rows.extremal,
+    ),
+)
+ENGINES = ("ONNX Runtime", "OpenVINO", "PyTorch", "PyTorch, compiled")
+PLAIN = {engine: Entry("the prediction alone", "", engine, "") for engine in ENGINES}
+RANDOM = Entry("random", "–", "–", "")
+ENTRIES = (*(one.entry for one in CANDIDATES), *PLAIN.values())
+
+
+class Store:
+    """Rows as they come, in a file that is whole at every moment."""
+
+    def __init__(self, path: Path, dry: bool) -> None:
+        self.path, self.dry = path, dry
+        found = self._read()
+        self.cost: list[dict[str, Any]] = found.get("cost", [])
+        self.faithfulness: dict[str, Any] = found.get("faithfulness", {})
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put rows of cost in the place of older ones."""
+        self.cost = list(({_key(row): row for row in self.cost} | {_key(row): row for row in rows}).values())
+        self.write("cost")
+
+    def write(self, part: str) -> None:
+        """Put "cost" or "faithfulness" into the file and leave the other as it is there."""
+        if self.dry:
+            return
+        content = self._read() | {part: getattr(self, part)}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(self.path)
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        return found
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["batch"], row["key"]
+
+
+def measured_on(threads: int) -> dict[str, Any]:
+    """Machine, date and versions, for every row."""
+    versions = {}
+    for package in PEERS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"machine": machine(), "versions": versions, "threads": threads, "date": today}
+
+
+@dataclass
+class Opened:
+    """A row that is warm: of each batch size its memory, and the first timing where that took long."""
+
+    candidate: Candidate
+    work: Work
+    memory: dict[int, float | None]
+    first: dict[int, float]
+
+
+def open_rows(
+    subject: Subject, candidates: Sequence[Candidate], batches: Sequence[int], console: Console
+) -> tuple[list[Opened], dict[str, str]]:
+    """Make all rows of a model and run each once at every batch size; and why the others are missing."""
+    opened, failed = [], {}
+    for candidate in candidates:
+        if candidate.entry.engine in ("ONNX Runtime", "OpenVINO") and candidate.entry.kind == "Saccade":
+            console.print(f"{subject.title}: compiling {candidate.entry.name}", markup=False)
+            _attempt(lambda candidate=candidate: candidate.make(subject), candidate, failed, console)  # type: ignore[misc]
+    for candidate in (one for one in candidates if one.entry.key not in failed):
+        console.print(f"{subject.title}: opening {candidate.entry.key}", markup=False)
+        found = _attempt(lambda candidate=candidate: _opened(subject, candidate, batches), candidate, failed, console)  # type: ignore[misc]
+        if found is not None:
+            opened.append(found)
+    return opened, failed
+
+
+def _attempt(do: Callable[[], Any], candidate: Candidate, failed: dict[str, str], console: Console) -> Any:
+    try:
+        return do()
+    except Exception as error:  # whatever another package raises is the row's result
+        lines = str(error).strip().splitlines()
+        failed[candidate.entry.key] = f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
+        console.print(f"  left out: {failed[candidate.entry.key]}", markup=False)
+        return None
+
+
+def _opened(subject: Subject, candidate: Candidate, batches: Sequence[int]) -> Opened:
+    before = settled_mib()
+    work = candidate.make(subject)
+    memory: dict[int, float | None] = {}
+    first: dict[int, float] = {}
+    for batch in batches:
+        settled_mib()
+        first[batch] = seconds_of(_call(work, subject.images_of(batch)))
+        peak = peak_mib()
+        memory[batch] = None if before is None or peak is None else max(0.0, peak - before) + work.weights_mib
+    return Opened(candidate, work, memory, first)
+
+
+def _call(work: Work, images: Uint8) -> Callable[[], float]:
+    if work.part is not None:
+        part = work.part
+        return lambda: part(images)
+
+    def whole() -> float:
+        work.explain(images)
+        return 1.0
+
+    return whole
+
+
+def bench(subject: Subject, arguments: argparse.Namespace, store: Store, console: Console) -> None:
+    """Cost of all rows of a model, batch size by batch size."""
+    forwards = plain_forwards(subject)
+    plain = [Candidate(PLAIN[engine], _alone(forwards[engine], engine, subject)) for engine in ENGINES]
+    wanted = [one for one in CANDIDATES if subject.title in one.models and _chosen(one.entry, arguments.rows)]
+    opened, failed = open_rows(subject, [*plain, *wanted], arguments.batch_sizes, console)
+    alone = {one.candidate.entry.engine: one for one in opened if one.candidate.entry.kind == "plain"}
+    about = measured_on(arguments.threads)
+    for batch in arguments.batch_sizes:
+        images = subject.images_of(batch)
+        rows = []
+        for one in opened:
+            entry = one.candidate.entry
+            row = Row(entry.key, entry.engine, _call(one.work, images), forwards=one.work.forwards)
+            if entry.kind != "plain" and entry.engine in alone:
+                row.plain = _call(alone[entry.engine].work, images)
+            rows.append(row)
+
+        def keep(done: int, rows: Sequence[Row] = rows, batch: int = batch) -> None:
+            console.print(f"{subject.title}, batch {batch}: round {done}", markup=False)
+            found = summary(rows)
+            written = [
+                {
+                    "model": subject.title,
+                    "batch": batch,
+                    "key": one.candidate.entry.key,
+                    "images_per_second": batch / found[one.candidate.entry.key]["seconds"],
+                    **found[one.candidate.entry.key],
+                    "memory_mib": one.memory[batch],
+                    **about,
+                }
+                for one in opened
+                if one.candidate.entry.key in found
+            ]
+            missing = [
+                {"model": subject.title, "batch": batch, "key": key, "failed": why, **about}
+                for key, why in failed.items()
+            ]
+            store.add([*written, *missing])
+
+        interleave(rows, arguments.seconds, arguments.rounds, keep)
+
+
+def _alone(
+    open_forward: Callable[[], Callable[[Uint8], Floats]], engine: str, subject: Subject
+) -> Callable[[Subject], Work]:
+    def make(_: Subject) -> Work:
+        forward = open_forward()
+        weights = subject.weights_mib if engine.startswith("PyTorch") else 0.0
+        return Work(lambda images: (forward(images), np.empty(0, np.float32)), weights_mib=weights)
+
+    return make
+
+
+def _chosen(entry: Entry, wanted: Sequence[str] | None) -> bool:
+    return not wanted or any(part.lower() in entry.key.lower() for part in wanted)
+
+
+def faithfulness(arguments: argparse.Namespace, store: Store, console: Console) -> None:
+    """Every explainer's masks on the same planted scenes, watched by the same classifier."""
+    subject = SUBJECTS["scenes ResNet"](arguments.graphs, arguments.threads)
+    predict = plain_forwards(subject)["ONNX Runtime"]()
+    scenes = SceneSource("test").batch(range(FIRST, FIRST + arguments.scenes))
+    metrics = make_metrics(METRICS)
+    told = store.faithfulness.get("scenes"), store.faithfulness.get("first")
+    if told != (arguments.scenes, FIRST):
+        store.faithfulness = {}
+    store.faithfulness |= {"scenes": arguments.scenes, "first": FIRST, "model": subject.title}
+    store.faithfulness |= measured_on(arguments.threads)
+    kept = store.faithfulness.setdefault("rows", {})
+    first: dict[str, Any] = {}
+    named = [one for one in CANDIDATES if one.entry.short and subject.title in one.models]
+    for candidate in (one for one in named if one is named[0] or _chosen(one.entry, arguments.rows)):
+        entry = candidate.entry
+        if entry.package == "Fong et al. 2019":
+            rows = _known_extremal(arguments.scenes)
+        else:
+            console.print(f"faithfulness: {entry.key}", markup=False)
+            made = _attempt(lambda candidate=candidate: candidate.make(subject), candidate, {}, console)  # type: ignore[misc]
+            rows = {} if made is None else measure(metrics, _samples(made, scenes.images, scenes, predict), predict)
+        first = first or rows
+        _keep(kept, entry.key, metrics, rows, first)
+        store.write("faithfulness")
+    noise = random_masks()
+    blind = Work(lambda images: (predict(images), noise(images, np.zeros(len(images), np.int64))))
+    _keep(kept, RANDOM.key, metrics, measure(metrics, _samples(blind, scenes.images, scenes, predict), predict), first)
+    store.write("faithfulness")
+
+
+def _keep(kept: dict[str, Any], key: str, metrics: Sequence[Any], rows: dict[str, Any], first: dict[str, Any]) -> None:
+    if not rows:
+        return
+    found: dict[str, Any] = {one.name: asdict(estimate(one, rows[one.name])) for one in metrics if one.name in rows}
+    main = metrics[-1]
+    if first is not rows:
+        found["against_first"] = asdict(difference(main, rows[main.name], first[main.name]))
+    kept[key] = found
+
+
+def _samples(work: Work, images: Uint8, scenes: SceneBatch, predict: Callable[[Uint8], Floats]) -> Iterator[Sample]:
+    for start in range(0, len(images), 8):
+        part = slice(start, start + 8)
+        targets = predict(images[part]).argmax(1)
+        masks = work.explain(images[part])[1]
+        for image, mask, target, evidence in zip(images[part], masks, targets, scenes.evidence[part], strict=True):
+            yield Sample(image, mask, int(target), evidence)
+
+
+def _known_extremal(scenes: int) -> dict[str, Any]:
+    """Of `benchmarks/inr.py`, which takes a minute for each scene; nothing where it has not measured all of them."""
+    known = json.loads(EXTREMAL.read_text()) if EXTREMAL.exists() else {}
+    rows = known.get(f"resnet {peer_rows.EXTREMAL!r}", {})
+    wanted = [str(index) for index in range(FIRST, FIRST + scenes)]
+    if not all(index in rows for index in wanted):
+        return {}
+    return {METRICS[-1]: np.array([rows[index][METRICS[-1]] for index in wanted])}
+
+
+def page(store: Store) -> str:
+    """What docs/peers.md says between its markers."""
+    rows = [row for row in store.cost if row["model"] in ("ResNet-50", "ViT-B/16 (timm)")]
+    text = []
+    if rows:
+        newest = max(rows, key=lambda row: row["date"])
+        found = newest["machine"]
+        versions = ", ".join(f"{name} {number}" for name, number in newest["versions"].items())
+        text += [
+            f"{found['processor']}, {found['cores']} cores, {newest['threads']} threads, {newest['date']}; "
+            f"Python {found['python']}, {versions}.",
+        ]
+    text += ["![Cost against faithfulness of all explainers](images/peers.png)"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        text += [f"### {model}, 224 px", cost_table(ENTRIES, rows, model)]
+    measured = store.faithfulness.get("rows", {})
+    if measured:
+        text += [
+            f"### Faithfulness, {store.faithfulness['scenes']} planted scenes, 95 % intervals",
+            faithfulness_table([*ENTRIES, RANDOM], measured),
+        ]
+    text += ["### In words", "\n".join(f"- {sentence}" for sentence in verdict(ENTRIES, rows, measured))]
+    return "\n\n".join(text)
+
+
+def write_page(store: Store) -> None:
+    """Put the tables between the page's markers, and draw the picture."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{page(store)}\n\n{END}{after}")
+    PICTURE.write_bytes(draw(ENTRIES, store.cost, store.faithfulness.get("rows", {}), "ResNet-50", 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", choices=list(SUBJECTS), default=["ResNet-50", "ViT-B/16"])
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--rows", nargs="*", help="only rows whose name, package or engine has one of these in it")
+    parser.add_argument("--seconds", type=float, default=75, help="of rounds, for each model and batch size")
+    parser.add_argument("--rounds", type=int, help="so many, however long they take")
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=core_count())
+    parser.add_argument("--graphs", type=Path, default=GRAPHS, help="where compiled graphs are kept")
+    parser.add_argument("--only-faithfulness", action="store_true")
+    parser.add_argument("--only-cost", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="the scenes model, two rounds, 16 scenes")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--dry", action="store_true", help="write no results")
+    parser.add_argument("--write", action="store_true", help="docs/peers.md and its picture, from all that is stored")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.models, arguments.rounds, arguments.scenes = ["scenes ResNet"], 2, 16
+    console = Console(stderr=True)
+    warnings.filterwarnings("ignore", category=UserWarning)  # of packages that are not ours
+    torch.set_num_threads(arguments.threads)
+    store = Store(arguments.out, arguments.dry)
+    if not arguments.only_cost:
+        faithfulness(arguments, store, console)
+    if not arguments.only_faithfulness:
+        for model in arguments.models:
+            bench(SUBJECTS[model](arguments.graphs, arguments.threads), arguments, store, console)
+    if arguments.write:
+        write_page(store)
+    for model in dict.fromkeys(row["model"] for row in store.cost):
+        Console().print(f"\n{model}\n{cost_table(ENTRIES, store.cost, model)}", markup=False, soft_wrap=True)
+    if store.faithfulness:
+        Console().print(
+            "\n" + faithfulness_table([*ENTRIES, RANDOM], store.faithfulness["rows"]), markup=False, soft_wrap=True
+        )
+
+
+if __name__ == "__main__":
+    main()
