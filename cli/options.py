@@ -169,7 +169,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--threads",
-            type=click.IntRange(1),
+            type=click.IntRange(1, 4096),
             metavar="N",
             help="Threads for one operator. [default: what saccade tune found, or all cores]",
         ),

@@ -180,10 +180,11 @@ def _values(parameter: click.Parameter, fitting: bool) -> st.SearchStrategy[str]
 def _line(draw: st.DrawFn, commands: dict[tuple[str, ...], click.Command]) -> list[str]:
     words = draw(st.sampled_from(sorted(commands)))
     line, behind, fitting = list(words), list[str](), draw(st.integers(0, 9)) < 6
+    some, few = draw(st.sampled_from([(4, 2), (10, 4), (30, 10)]))  # per cent; many options seldom go together
     for parameter in commands[words].params:
         name = parameter.name or ""
-        wanted = 9 if parameter.required or name in OFTEN else 3 if name in SOMETIMES else 1
-        if draw(st.integers(0, 9)) >= wanted:
+        wanted = 90 if parameter.required or name in OFTEN else some if name in SOMETIMES else few
+        if draw(st.integers(0, 99)) >= wanted:
             continue
         if isinstance(parameter, click.Argument):
             most = 2 if parameter.nargs == -1 else 1
