@@ -13,6 +13,7 @@ __all__ = ["Constants", "Need", "fitted", "need_of", "need_table"]
 
 SHARD = 2000  # images, the default of `saccade batch`
 LISTED_BYTES = 140  # of memory for each name in a folder's listing, docs/batch.md
+MACHINE = 64  # cores of a machine, where machines are counted
 TAR = 1000  # images of a tar file, where the source comes in such
 
 
@@ -127,6 +128,7 @@ def need_table(needs: Sequence[Need]) -> str:
         ("core-hours", [short(need.core_hours) for need in needs]),
         ("time", [_duration(need.hours) for need in needs]),
         ("cores that finish within a day", [f"{need.cores_for_a_day:,}" for need in needs]),
+        (f"machines of {MACHINE} cores that do", [f"{math.ceil(need.cores_for_a_day / MACHINE):,}" for need in needs]),
         ("images read", [size(need.read_bytes) for need in needs]),
         ("rows written", [size(need.written_bytes) for need in needs]),
         ("read and written per hour", [size((n.read_bytes + n.written_bytes) / max(1.0, n.hours)) for n in needs]),

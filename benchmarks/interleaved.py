@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,7 @@ from saccade.accel.memory import reset_peak, resident_mib
 
 __all__ = ["Row", "interleave", "seconds_of", "settled_mib", "summary"]
 
-LEAST = 3  # rounds of a row
-SLOW = 5.0  # seconds: such a row is measured once at least
+LEAST = ((5.0, 1), (1.5, 2), (0.0, 3))  # seconds from which on a row is measured so often at least
 _SHARES = 2.0  # of the time there is: a row that has had so many equal shares sits out
 
 
@@ -65,7 +65,13 @@ class Row:
     @property
     def wants(self) -> int:
         """Rounds that it must take part in."""
-        return 1 if self.spent > SLOW * len(self.rounds) > 0 else LEAST
+        each = self.spent / max(1, len(self.rounds))
+        return next(least for seconds, least in LEAST if each >= seconds)
+
+    def warmed(self) -> None:
+        """Forget the first measurement, unless the work is so long that once is enough."""
+        if len(self.rounds) < self.wants:
+            self.seconds, self.plain_seconds, self.rounds, self.spent = [], [], [], 0.0
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -87,7 +93,8 @@ def interleave(
 
     Args:
         rows: what is measured; their measurements are added.
-        seconds: that there are; every row is measured three times at least, or once where it takes over five seconds.
+        seconds: that there are; every row is measured three times at least, twice where it takes over a second and a
+            half, once where it takes over five.
         rounds: so many in place of as many as fit.
         on_round: told after each round how many are done.
     """
@@ -116,37 +123,42 @@ def settled_mib() -> float | None:
     return resident_mib()
 
 
-def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def summary(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """Of each row that was measured: seconds, and cost in forwards of its engine and of the fastest engine.
 
-    The fastest engine is the one whose plain forward has the smallest median; a row's measurement is held against the
-    median of that engine's plain forwards of the same round.
+    The fastest engine is the one whose plain forward has the smallest median. How much slower another one is, is the
+    median over the rounds of what its plain forwards take over those of the fastest.
     """
-    plain: dict[str, list[float]] = {}
+    plain: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        plain.setdefault(row.engine, []).extend(row.plain_seconds)
-    medians = {engine: float(np.median(times)) for engine, times in plain.items() if times}
+        for which, seconds in zip(row.rounds, row.plain_seconds, strict=True):
+            plain.setdefault(row.engine, {}).setdefault(which, []).append(seconds)
+    of_round = {
+        engine: {which: float(np.median(times)) for which, times in found.items()} for engine, found in plain.items()
+    }
+    medians = {engine: float(np.median(list(found.values()))) for engine, found in of_round.items()}
+    if not medians:
+        return {}
     fastest = min(medians, key=lambda engine: medians[engine])
-    of_round: dict[int, list[float]] = {}
-    for row in rows:
-        if row.engine == fastest:
-            for which, seconds in zip(row.rounds, row.plain_seconds, strict=True):
-                of_round.setdefault(which, []).append(seconds)
-    found = {}
+    slower = {
+        engine: float(np.median([found[which] / of_round[fastest][which] for which in common]))
+        if (common := found.keys() & of_round[fastest].keys())
+        else medians[engine] / medians[fastest]
+        for engine, found in of_round.items()
+    }
+    answers = {}
     for row in rows:
         if not row.rounds:
             continue
-        own, next_to = np.asarray(row.seconds), np.asarray(row.plain_seconds)
-        ratios = own / next_to
-        of_fastest = own / [np.median(of_round.get(which, [medians[fastest]])) for which in row.rounds]
-        found[row.name] = {
-            "seconds": float(np.median(own)),
-            "plain_seconds": float(np.median(next_to)),
+        ratios = np.asarray(row.seconds) / np.asarray(row.plain_seconds)
+        answers[row.name] = {
+            "seconds": float(np.median(row.seconds)),
+            "plain_seconds": float(np.median(row.plain_seconds)),
             "forwards": float(np.median(ratios)),
             "forwards_low": float(np.percentile(ratios, 25)),
             "forwards_high": float(np.percentile(ratios, 75)),
-            "forwards_of_fastest": float(np.median(of_fastest)),
-            "measured": len(own),
+            "forwards_of_fastest": float(np.median(ratios)) * slower[row.engine],
+            "fastest": fastest,
+            "measured": len(ratios),
         }
-        found[row.name]["fastest"] = fastest  # type: ignore[assignment]
-    return found
+    return answers

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import peer_rows
 import torch
-from interleaved import Row, interleave, seconds_of, settled_mib, summary
+from interleaved import Row, interleave, settled_mib, summary
 from own_rows import by_onnx, by_openvino, by_torch, plain_forwards
 from peers_table import Entry, cost_table, draw, faithfulness_table, verdict
 from rich.console import Console
@@ -190,12 +190,14 @@ def measured_on(threads: int) -> dict[str, Any]:
 
 @dataclass
 class Opened:
-    """A row that is warm: of each batch size its memory, and the first timing where that took long."""
+    """A row that is warm: of each batch size its memory, and its row of timings, with the first of them where the work
+    is long.
+    """
 
     candidate: Candidate
     work: Work
     memory: dict[int, float | None]
-    first: dict[int, float]
+    rows: dict[int, Row]
 
 
 def open_rows(
@@ -207,11 +209,19 @@ def open_rows(
         if candidate.entry.engine in ("ONNX Runtime", "OpenVINO") and candidate.entry.kind == "Saccade":
             console.print(f"{subject.title}: compiling {candidate.entry.name}", markup=False)
             _attempt(lambda candidate=candidate: candidate.make(subject), candidate, failed, console)  # type: ignore[misc]
+    alone: dict[str, Work] = {}
     for candidate in (one for one in candidates if one.entry.key not in failed):
         console.print(f"{subject.title}: opening {candidate.entry.key}", markup=False)
-        found = _attempt(lambda candidate=candidate: _opened(subject, candidate, batches), candidate, failed, console)  # type: ignore[misc]
+        found = _attempt(
+            lambda candidate=candidate: _opened(subject, candidate, batches, alone),  # type: ignore[misc]
+            candidate,
+            failed,
+            console,
+        )
         if found is not None:
             opened.append(found)
+            if candidate.entry.kind == "plain":
+                alone[candidate.entry.engine] = found.work
     return opened, failed
 
 
@@ -225,17 +235,22 @@ def _attempt(do: Callable[[], Any], candidate: Candidate, failed: dict[str, str]
         return None
 
 
-def _opened(subject: Subject, candidate: Candidate, batches: Sequence[int]) -> Opened:
+def _opened(subject: Subject, candidate: Candidate, batches: Sequence[int], alone: dict[str, Work]) -> Opened:
     before = settled_mib()
     work = candidate.make(subject)
     memory: dict[int, float | None] = {}
-    first: dict[int, float] = {}
+    rows: dict[int, Row] = {}
     for batch in batches:
+        images, entry = subject.images_of(batch), candidate.entry
+        row = rows[batch] = Row(entry.key, entry.engine, _call(work, images), forwards=work.forwards)
+        if entry.kind != "plain" and entry.engine in alone:
+            row.plain = _call(alone[entry.engine], images)
         settled_mib()
-        first[batch] = seconds_of(_call(work, subject.images_of(batch)))
+        row.measure(0, plain_first=True)
+        row.warmed()
         peak = peak_mib()
         memory[batch] = None if before is None or peak is None else max(0.0, peak - before) + work.weights_mib
-    return Opened(candidate, work, memory, first)
+    return Opened(candidate, work, memory, rows)
 
 
 def _call(work: Work, images: Uint8) -> Callable[[], float]:
@@ -256,17 +271,9 @@ def bench(subject: Subject, arguments: argparse.Namespace, store: Store, console
     plain = [Candidate(PLAIN[engine], _alone(forwards[engine], engine, subject)) for engine in ENGINES]
     wanted = [one for one in CANDIDATES if subject.title in one.models and _chosen(one.entry, arguments.rows)]
     opened, failed = open_rows(subject, [*plain, *wanted], arguments.batch_sizes, console)
-    alone = {one.candidate.entry.engine: one for one in opened if one.candidate.entry.kind == "plain"}
     about = measured_on(arguments.threads)
     for batch in arguments.batch_sizes:
-        images = subject.images_of(batch)
-        rows = []
-        for one in opened:
-            entry = one.candidate.entry
-            row = Row(entry.key, entry.engine, _call(one.work, images), forwards=one.work.forwards)
-            if entry.kind != "plain" and entry.engine in alone:
-                row.plain = _call(alone[entry.engine].work, images)
-            rows.append(row)
+        rows = [one.rows[batch] for one in opened]
 
         def keep(done: int, rows: Sequence[Row] = rows, batch: int = batch) -> None:
             console.print(f"{subject.title}, batch {batch}: round {done}", markup=False)
@@ -406,7 +413,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=list(SUBJECTS), default=["ResNet-50", "ViT-B/16"])
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--rows", nargs="*", help="only rows whose name, package or engine has one of these in it")
-    parser.add_argument("--seconds", type=float, default=75, help="of rounds, for each model and batch size")
+    parser.add_argument("--seconds", type=float, default=45, help="of rounds, for each model and batch size")
     parser.add_argument("--rounds", type=int, help="so many, however long they take")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--threads", type=int, default=core_count())

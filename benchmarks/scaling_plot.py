@@ -51,7 +51,8 @@ class Panel:
             x, y = self.numbers(points, series)
             off = y / self.law(series, x, y, x) - 1
             place = int(np.abs(off).argmax())
-            worst.append(f"{series}: at most {off[place]:+.0%} from it, at {x[place]:g}".replace("-", "−"))
+            most = f"{off[place]:+.0%}".replace("-", "−")
+            worst.append(f"{series}: at most {most} from it, at {x[place]:g}")
         return "; ".join(worst)
 
     def numbers(self, points: Sequence[Point], series: str) -> tuple[Numbers, Numbers]:
@@ -154,7 +155,7 @@ def draw_scaling(stored: dict[str, Any]) -> bytes:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     figure = Figure(figsize=(11, 6.6), dpi=130, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -189,8 +190,12 @@ def draw_scaling(stored: dict[str, Any]) -> bytes:
                 axis.set_minor_formatter(NullFormatter())
         if name == "images":
             axes.set_yscale("linear")
-        axes.set_ylim(bottom=None if panel.log and name != "images" else 0)
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+        if panel.log and name != "images":
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        else:
+            axes.set_ylim(0, 1.15 * max(panel.value(point) for point in points))
+        place = "upper left" if panel.log and name != "images" else "lower right"
+        axes.legend(frameon=False, fontsize=8, labelcolor=_INK, loc=place)
     content = BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()

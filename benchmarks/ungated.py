@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from saccade.accel.bundle import Bundle
-from saccade.accel.manifest import MANIFEST_FILE, Manifest
+from saccade.accel.bundle import Bundle, file_sha256
+from saccade.accel.manifest import GRAPH_FILE, MANIFEST_FILE, FileEntry, Manifest
 from saccade.export.describe import about_gradient, about_trained, describe
 from saccade.export.graph import ExplainerGraph, TracedExplainer
 from saccade.export.to_onnx import export_onnx
@@ -33,12 +33,13 @@ def write_ungated(
         export_onnx(
             graph,
             about.image_spec,
-            unfinished / "explainer.onnx",
+            unfinished / GRAPH_FILE,
             example=graph.example(),
             outputs=graph.outputs,
             rewrite=not gradient,
         )
-    manifest = describe(about)
+    entry = FileEntry(sha256=file_sha256(unfinished / GRAPH_FILE), bytes=(unfinished / GRAPH_FILE).stat().st_size)
+    manifest = describe(about, files={GRAPH_FILE: entry})
     (unfinished / MANIFEST_FILE).write_text(json.dumps(manifest.model_dump()))  # with the infinities of a missing proof
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
