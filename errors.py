@@ -34,6 +34,7 @@ __all__ = [
     "ParityError",
     "SaccadeError",
     "UsageError",
+    "printable",
     "require",
     "suggest",
 ]
@@ -46,9 +47,7 @@ class SaccadeError(Exception):
 
     def __str__(self) -> str:
         """The message, on one line: what a terminal would obey, as in a file's name, is spelled out."""
-        return "".join(
-            ascii(char)[1:-1] if unicodedata.category(char) in _OBEYED else char for char in super().__str__()
-        )
+        return printable(super().__str__())
 
 
 class UsageError(SaccadeError):
@@ -112,6 +111,11 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f"the package '{root}' is needed for {purpose} and cannot be imported ({type(error).__name__}: {reason}); "
             f"install it again, with the packages it needs: pip install --force-reinstall 'saccade[{extra}]'"
         ) from error
+
+
+def printable(text: str) -> str:
+    """Text on one line, with what a terminal would obey spelled out, as a line break in a file's name is."""
+    return "".join(ascii(char)[1:-1] if unicodedata.category(char) in _OBEYED else char for char in text)
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ SUFFIXES = frozenset(
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 
+_BY_PROGRAMS = ("EPS",)  # Pillow starts Ghostscript for it: a file could run what it likes
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _UPRIGHT = {  # EXIF orientation to what undoes it
@@ -195,6 +196,8 @@ def source_name(source: ImageSource) -> str:
 
 def _decode(stream: Any, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> Image.Image:
     with _image_errors(f"'{name}'", formats), Image.open(stream, formats=formats) as image:
+        if image.format in _BY_PROGRAMS:
+            raise ImageError(f"'{name}' is {image.format}, which another program would have to draw; save it as PNG")
         return _to_rgb(image, f"'{name}'", max_pixels)
 
 

@@ -260,7 +260,7 @@ class ResultWriter:
         return name
 
     def _stem(self, result: ImageExplanation) -> str:
-        stem = Path(result.source).stem or "image"
+        stem = Path(result.source.replace("\0", "_")).stem or "image"
         if result.variant:
             stem += "." + re.sub(r"[^\w-]+", "-", result.variant)
         while len(os.fsencode(stem)) > _LONGEST_STEM:

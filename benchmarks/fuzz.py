@@ -102,7 +102,7 @@ def guided(name: str, count: int, seed: int, folder: Path) -> None:
     options = [
         f"-runs={count}",
         f"-seed={seed or 1}",
-        "-max_len=8000",
+        "-max_len=60000",
         "-verbosity=0",
         "-timeout=60",
         "-rss_limit_mb=6000",

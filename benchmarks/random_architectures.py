@@ -39,7 +39,7 @@ from saccade.methods.checkpoint import CheckpointRecord
 from saccade.methods.explainee import Explainee
 from saccade.methods.gradient.config import GradientConfig
 from saccade.methods.gradient.explainer import GradientExplainer
-from saccade.methods.inr.amortized import build_amortized
+from saccade.methods.inr.amortized import AmortizedExplainer, build_amortized
 from saccade.methods.inr.amortized_config import AmortizedConfig
 from saccade.methods.ltx.config import LTXConfig
 from saccade.methods.ltx.model import build_ltx
@@ -49,7 +49,7 @@ RESULTS = Path(__file__).parent / "results" / "random_architectures.json"
 METHODS = ("gradcam", "layercam", "dix1", "dix2", "iia2", "ig", "ltx", "ltx any class", "ltx own", "inr")
 METHODS_OF_ATTENTION = ("rollout", "gradient-rollout", "dix1", "dix2", "iia2", "ig", "ltx", "ltx any class", "inr")
 MASK, PROBABILITY, OWN = 1e-4, 1e-5, 4
-ITS_OWN = ("hardly depends", "has no feature maps", "reads the class token", "only one layer", "no layer")
+ITS_OWN = ("hardly depends", "are no class token", "has no feature maps", "no feature maps")
 """Words of refusals that a random network may deserve."""
 
 
@@ -87,6 +87,12 @@ class ExactGraph(ExplainerGraph):
 
     def _normalised(self, image: Tensor) -> Tensor:
         return self.explainer.explainee.normalise((image.double() / 255).permute(0, 3, 1, 2))
+
+    def _function(self, images: Tensor, target: Tensor, *query: Tensor) -> tuple[Tensor, ...]:
+        assert isinstance(self.explainer, AmortizedExplainer)
+        height, width = self.explainer.explainee.image_spec.size
+        rows, columns = ((torch.arange(count, dtype=images.dtype) * 2 + 1) / count - 1 for count in (height, width))
+        return super()._function(images, target, self.explainer.areas.double(), rows, columns)
 
 
 def pictures(count: int, size: tuple[int, int], seed: int) -> Uint8:

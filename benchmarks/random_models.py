@@ -179,7 +179,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         if self.token is not None:
-            tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1)
+            tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1)
         tokens = self.norm(self.blocks(tokens + self.places))
         logits: Tensor = self.head(tokens[:, 0] if self.token is not None else tokens.mean(1))
         return logits

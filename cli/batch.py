@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import Areas, EngineOptions, ImageSize, any_json, engine_options, megapixels_option
+from .options import Areas, Count, EngineOptions, ImageSize, any_json, engine_options, megapixels_option
 
 __all__ = ["batch"]
 
@@ -45,7 +45,7 @@ __all__ = ["batch"]
 )
 @click.option(
     "--top",
-    type=click.IntRange(1),
+    type=Count(1),
     default=5,
     show_default=True,
     metavar="K",
@@ -59,19 +59,19 @@ __all__ = ["batch"]
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Images per call of the engine. [default: what the explainer was made for, mostly 8]",
 )
 @click.option(
     "--shard-size",
-    type=click.IntRange(1),
+    type=Count(1),
     default=2000,
     show_default=True,
     metavar="N",
     help="Images per file of the result; a tar file of images is one shard, whatever it holds.",
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N images only.")
+@click.option("--limit", type=Count(1), metavar="N", help="Take the first N images only.")
 @click.option(
     "--kind",
     type=click.Choice(["images", "tar", "parquet"]),
@@ -82,16 +82,16 @@ __all__ = ["batch"]
 @megapixels_option()
 @click.option(
     "--decode-threads",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Threads that read and decode images. [default: one per core and at least 2; 16 through a network]",
 )
 @click.option("--restart", is_flag=True, help="Remove what is in DST of an earlier run, and begin anew.")
 @click.option("--retry-failed", is_flag=True, help="Do finished shards again that have images which failed.")
-@click.option("--shard-index", type=click.IntRange(0), metavar="I", help="With --shard-count: this machine, from 0.")
+@click.option("--shard-index", type=Count(0), metavar="I", help="With --shard-count: this machine, from 0.")
 @click.option(
     "--shard-count",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Divide the shards among N machines that have no file system with locks in common.",
 )
@@ -103,9 +103,7 @@ __all__ = ["batch"]
     metavar="[ADDRESS]",
     help="Let actors of Ray Data do the shards: on this machine, or on the cluster at ADDRESS.",
 )
-@click.option(
-    "--actors", type=click.IntRange(1), metavar="N", help="With --ray: so many at once. [default: one per core]"
-)
+@click.option("--actors", type=Count(1), metavar="N", help="With --ray: so many at once. [default: one per core]")
 @engine_options
 @any_json
 def batch(

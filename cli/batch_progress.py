@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ..accel.batch.job import BatchJob, Summary
+from .plain import plain
 
 __all__ = ["follow", "report"]
 
@@ -92,24 +93,17 @@ def _print(job: BatchJob, found: Summary, done: int, seconds: float) -> None:
     console = Console()
     for key, reason in found.failures[:_SHOWN]:
         said = reason if key in reason else f"{key}: {reason}"
-        console.print(f"[red]failed[/red] {_plain(said)}", highlight=False, soft_wrap=True)
+        console.print(f"[red]failed[/red] {plain(said)}", highlight=False, soft_wrap=True)
     if found.failed > _SHOWN:
         console.print(f"… and {found.failed - _SHOWN:,} more: the rows with an error", style="dim")
     rate = f", {done / seconds:.1f} images/s" if done else ""
     failed = f", [red]{found.failed:,} could not be read[/red]" if found.failed else ""
     console.print(
         f"{found.images - found.failed:,} explained{failed}{rate}; {found.finished:,} Parquet "
-        f"file{'s' if found.finished != 1 else ''} in [bold]{_plain(str(job.config.folder))}[/bold]",
+        f"file{'s' if found.finished != 1 else ''} in [bold]{plain(job.config.folder)}[/bold]",
         highlight=False,
         soft_wrap=True,
     )
     if left := found.shards - found.finished:
         which = "1 shard is" if left == 1 else f"{left:,} shards are"
         console.print(f"{which} in the hands of other runs and not finished", highlight=False)
-
-
-def _plain(text: str) -> str:
-    """Text as it is, also where it looks like markup."""
-    from rich.markup import escape
-
-    return escape(text.encode("utf-8", "backslashreplace").decode())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import BatchSizes, Names, Number, any_json, bundle_argument, by_provider, runtime_options
+from .options import BatchSizes, Count, Names, Number, any_json, bundle_argument, by_provider, runtime_options
+from .plain import plain
 
 if TYPE_CHECKING:
     from ..accel.bench import BenchRow
@@ -77,7 +78,7 @@ class _Bench(click.Command):
 )
 @click.option(
     "--targets",
-    type=click.IntRange(1),
+    type=Count(1),
     default=1,
     show_default=True,
     metavar="N",
@@ -182,7 +183,7 @@ def _print(name: str, rows: Sequence[BenchRow], left_out: Sequence[str]) -> None
     alone = len(lines) == 1
     if alone:
         name = f"{name}, {' '.join(next(iter(lines)))}"
-    table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=plain(name), title_justify="left", box=None, pad_edge=False)
     if not alone:
         table.add_column("engine", no_wrap=True)
         table.add_column("", no_wrap=True)
@@ -215,4 +216,4 @@ def _print(name: str, rows: Sequence[BenchRow], left_out: Sequence[str]) -> None
         style="dim",
     )
     for line in left_out:
-        console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"left out: {plain(line)}", style="yellow", highlight=False, soft_wrap=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import BatchSizes, Names, Number, any_json
+from .options import BatchSizes, Count, Names, Number, any_json
+from .plain import plain
 
 if TYPE_CHECKING:
     from ..accel.traffic.load import LoadRow
@@ -66,7 +67,7 @@ class Rates(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
     metavar="FILE",
     help="Send this encoded image; repeatable. [default: raw pixels, noise]",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Of images.")
+@click.option("--batch-size", type=Count(1), default=1, show_default=True, metavar="N", help="Of images.")
 @click.option(
     "--side",
     type=click.IntRange(1, 8192),
@@ -87,7 +88,7 @@ class Rates(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
     metavar="S",
     help="For an answer.",
 )
-@click.option("--most", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="Requests under way.")
+@click.option("--most", type=Count(1), default=256, show_default=True, metavar="N", help="Requests under way.")
 @click.option("--api-key", envvar="SACCADE_API_KEY", show_envvar=True, metavar="KEY", help="Of the server.")
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="Draw latency over throughput."
@@ -197,7 +198,7 @@ def _print(name: str, rows: Sequence[LoadRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=plain(name), title_justify="left", box=None, pad_edge=False)
     table.add_column("load", no_wrap=True)
     for heading in ("images/s", "p50 ms", "p95", "p99", "answers", "503", "503 p99", "failed", "wrong"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -221,7 +222,7 @@ def _print(name: str, rows: Sequence[LoadRow]) -> None:
         style="dim",
     )
     for reason, count in _reasons(rows).items():
-        console.print(f"failed {count} times: {reason}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"failed {count} times: {plain(reason)}", style="red", highlight=False, soft_wrap=True)
     if unsent := sum(row.unsent for row in rows):
         console.print(f"{unsent} requests were due and not sent, because --most of them were under way", style="yellow")
 

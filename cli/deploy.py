@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import BatchSizes, Number, any_json, megapixels_option
+from .options import BatchSizes, Count, Number, any_json, megapixels_option
+from .plain import plain
 
 if TYPE_CHECKING:
     from ..export.triton_server.repository import WrittenModel
@@ -51,19 +52,19 @@ def deploy() -> None:
 @click.option("--name", metavar="NAME", help="Of the models of one bundle. [default: its folder's name]")
 @click.option(
     "--max-batch-size",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Images per request and batch. [default: the bundle's on cpu, 32 on gpu, the plans']",
 )
 @click.option(
     "--instances",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Copies of each model. [default: one per core of this machine on cpu, one per GPU on gpu]",
 )
 @click.option(
     "--decoders",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Processes that decode images. [default: one per core of this machine, up to 8]",
 )
@@ -76,7 +77,7 @@ def deploy() -> None:
 )
 @click.option(
     "--queue-delay",
-    type=click.IntRange(0),
+    type=Count(0),
     default=0,
     show_default=True,
     metavar="µs",
@@ -84,13 +85,13 @@ def deploy() -> None:
 )
 @click.option(
     "--queue-size",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Requests that may wait; more are refused at once. Batches requests on cpu as well. [default: any number]",
 )
 @click.option(
     "--queue-timeout",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="ms",
     help="Refuse requests that waited longer. Batches requests on cpu as well. [default: never]",
 )
@@ -117,7 +118,10 @@ def deploy() -> None:
     "--response-cache", is_flag=True, help="Keep answers for equal requests; the server needs --cache-config as well."
 )
 @click.option(
-    "--version", type=click.IntRange(1), metavar="N", help="Put this version beside those that are there. [default: 1]"
+    "--version",
+    type=Count(1),
+    metavar="N",
+    help="Put this version beside those that are there. [default: 1]",
 )
 @click.option("--force", is_flag=True, help="Replace models that are there, with all their versions.")
 @click.option("--storage-uri", metavar="URI", help="Where KServe will find the repository. [default: a placeholder]")
@@ -173,7 +177,7 @@ def _print(repository: Path, written: list[WrittenModel]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(repository), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=plain(repository), title_justify="left", box=None, pad_edge=False)
     for heading, justify in (
         ("model", "left"),
         ("is", "left"),
@@ -194,11 +198,13 @@ def _print(repository: Path, written: list[WrittenModel]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"How to start the server and to ask it: {repository / 'README.md'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"How to start the server and to ask it: {plain(repository / 'README.md')}", highlight=False, soft_wrap=True
+    )
     first = next(model for model in written if model.role == "explainer")
     console.print("Once it runs:", highlight=False)
     console.print(
-        f"  saccade verify {first.bundle} --server http://localhost:8000 --model {first.name}",
+        f"  saccade verify {plain(first.bundle)} --server http://localhost:8000 --model {first.name}",
         highlight=False,
         soft_wrap=True,
     )

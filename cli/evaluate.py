@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import EngineOptions, Number, any_json, bundle_argument, engine_options
+from .options import Count, EngineOptions, Number, any_json, bundle_argument, engine_options
+from .plain import plain
 
 if TYPE_CHECKING:
     from ..evaluate.metrics import Estimate, Metric
@@ -33,8 +34,8 @@ __all__ = ["evaluate", "mean_colour", "print_result", "record"]
     metavar="DIR",
     help="Ground truth: one mask per image, of the same relative path; evidence is bright.",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="Images. [default: 500 scenes, or the whole folder]")
-@click.option("--first", type=click.IntRange(0), default=0, metavar="N", help="Leave out so many images before.")
+@click.option("--count", type=Count(1), metavar="N", help="Images. [default: 500 scenes, or the whole folder]")
+@click.option("--first", type=Count(0), default=0, metavar="N", help="Leave out so many images before.")
 @click.option("--context", is_flag=True, help="Scenes with a second patch of evidence.")
 @click.option(
     "--against",
@@ -75,7 +76,7 @@ __all__ = ["evaluate", "mean_colour", "print_result", "record"]
     show_default=True,
     help="What stands in the place of a removed pixel; mean is the colour that the model takes for zero.",
 )
-@click.option("--steps", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="Of each curve.")
+@click.option("--steps", type=Count(1), default=16, show_default=True, metavar="N", help="Of each curve.")
 @click.option(
     "--tolerance", type=Number(0), default=15.0, show_default=True, metavar="PX", help="Of the pointing game."
 )
@@ -87,7 +88,7 @@ __all__ = ["evaluate", "mean_colour", "print_result", "record"]
     metavar="GIB",
     help="Memory that the process may take; sets the batch size.",
 )
-@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images per call, in place of the budget.")
+@click.option("--batch-size", type=Count(1), metavar="N", help="Images per call, in place of the budget.")
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), metavar="PAGE.html", help="Write a page with pictures."
 )
@@ -165,7 +166,9 @@ def evaluate(
         ]
         size = batch_size or largest_batch(running, memory_budget * 1024)
         progress = stack.enter_context(counting_progress())
-        bars = {contender.name: progress.add_task(contender.name, total=images.count) for contender in contenders}
+        bars = {
+            contender.name: progress.add_task(plain(contender.name), total=images.count) for contender in contenders
+        }
         result = evaluate_contenders(
             contenders,
             metrics,
@@ -257,16 +260,16 @@ def print_result(result: Evaluation, title: str) -> None:
             name = f"{metric.name} {_direction(metric)}" if index == 0 else ""
             if rivals:
                 gap = score.differences.get(metric.name)
-                table.add_row(name, score.name, *value, *_cells(gap, "+", _colour(metric, gap)))
+                table.add_row(name, plain(score.name), *value, *_cells(gap, "+", _colour(metric, gap)))
             else:
                 table.add_row(name, *value)
     console.print(table)
-    parts = [title]
+    parts = [plain(title)]
     if result.accuracy is not None:
         parts.append(f"accuracy {result.accuracy:.1%}")
     parts.append("intervals: bootstrap over images")
     if rivals:
-        parts.append(f"differences: to {result.scores[0].name}, on the same images")
+        parts.append(f"differences: to {plain(result.scores[0].name)}, on the same images")
     console.print("; ".join(parts), style="dim")
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Areas, Box, EngineOptions, ImageSize, Number, any_json, engine_options, megapixels_option
+from .options import Areas, Box, Count, EngineOptions, ImageSize, Number, any_json, engine_options, megapixels_option
+from .plain import plain
 
 if TYPE_CHECKING:
     from ..accel.engine import Engine
@@ -46,7 +47,7 @@ _OF_ENGINES = ("engine", "providers", "provider_options", "threads")
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Images per call of the engine. [default: what the explainer was made for, mostly 8; 16 with --finetune and "
     "--method inr]",
@@ -55,7 +56,7 @@ _OF_ENGINES = ("engine", "providers", "provider_options", "threads")
 @click.option(
     "--finetune",
     "steps",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Fine-tune the explainer of --checkpoint for N steps on each image; needs PyTorch.",
 )
@@ -87,7 +88,7 @@ _OF_ENGINES = ("engine", "providers", "provider_options", "threads")
 )
 @click.option(
     "--several",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="As --areas, but up to N masks without a common pixel, of the first of --areas each.",
 )
@@ -131,7 +132,7 @@ _OF_ENGINES = ("engine", "providers", "provider_options", "threads")
 @click.option(
     "--steps",
     "updates",
-    type=click.IntRange(1),
+    type=Count(1),
     default=300,
     show_default=True,
     metavar="N",
@@ -344,9 +345,9 @@ def _print_table(outcome: Outcome) -> None:
         for result in shown:
             x, y = result.peak()
             table.add_row(
-                result.source,
-                result.class_name,
-                *([result.variant] if named else []),
+                plain(result.source),
+                plain(result.class_name),
+                *([plain(result.variant)] if named else []),
                 f"{result.probability:.1%}",
                 f"{result.mask.mean():.1%}",
                 f"{x}, {y}",
@@ -358,5 +359,5 @@ def _print_table(outcome: Outcome) -> None:
     parts = [f"{outcome.done} explained"]
     if outcome.failed:
         parts.append(f"[red]{outcome.failed} could not be read[/red]")
-    where = f"; results in [bold]{outcome.folder}[/bold]" if outcome.folder else ""
+    where = f"; results in [bold]{plain(outcome.folder)}[/bold]" if outcome.folder else ""
     console.print(", ".join(parts) + where, highlight=False)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Number
+from .options import Count, Number
+from .plain import plain
 from .plan import PlanOptions, build_plans_of, check_plans, plan_options
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ __all__ = ["export"]
     show_default=True,
     help="The published number of steps, or the fewest Gauss points that give nearly the same mask as very many.",
 )
-@click.option("--steps", type=click.IntRange(1), metavar="N", help="Of every integral. [default: the preset's]")
+@click.option("--steps", type=Count(1), metavar="N", help="Of every integral. [default: the preset's]")
 @click.option(
     "--quadrature",
     "rule",
@@ -61,7 +62,7 @@ __all__ = ["export"]
     metavar="GIB",
     help="What a process that explains a batch of --batch images may take; sets the points of a path per pass.",
 )
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="See --memory-budget.")
+@click.option("--batch", type=Count(1), default=1, show_default=True, metavar="N", help="See --memory-budget.")
 @click.option("--verbose", is_flag=True, help="Say which layers, steps and points per pass were chosen.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="A trained explainer.")
 @click.option(
@@ -289,7 +290,7 @@ def _print_choices(manifest: Manifest) -> None:
         shown = ", ".join(value) or "attention or pixels" if isinstance(value, list) else str(value)
         if name == "points_per_pass":
             shown = str(value or "all")
-        console.print(f"{name.replace('_', ' ')}: {shown}", highlight=False)
+        console.print(f"{name.replace('_', ' ')}: {plain(shown)}", highlight=False)
     console.print(f"batch: {manifest.batch}", highlight=False)
 
 
@@ -318,8 +319,8 @@ def _print(manifest: Manifest, out: Path) -> None:
     console.print(table)
     if manifest.precisions:
         _print_lower_precisions(manifest, console)
-    console.print(f"Bundle in [bold]{out}[/bold], {size / 1e6:.1f} MB. Next:", highlight=False)
-    console.print(f"  saccade explain photo.jpg --bundle {out}", highlight=False, soft_wrap=True)
+    console.print(f"Bundle in [bold]{plain(out)}[/bold], {size / 1e6:.1f} MB. Next:", highlight=False)
+    console.print(f"  saccade explain photo.jpg --bundle {plain(out)}", highlight=False, soft_wrap=True)
 
 
 def _print_lower_precisions(manifest: Manifest, console: Console) -> None:
@@ -346,4 +347,4 @@ def _print_lower_precisions(manifest: Manifest, console: Console) -> None:
     for precision, report in manifest.precisions.items():
         if report.kept:
             layers = ", ".join(report.kept)
-            console.print(f"{precision}: in single precision are {layers}", highlight=False, soft_wrap=True)
+            console.print(f"{precision}: in single precision are {plain(layers)}", highlight=False, soft_wrap=True)

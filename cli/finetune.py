@@ -33,6 +33,7 @@ from .evaluate import mean_colour
 from .loading import Answers, Question, asked_classes, chunks, explained, loaded
 from .options import resolve_model
 from .outcome import Outcome
+from .plain import plain
 from .progress import counting_progress
 
 __all__ = ["explain_finetuned"]
@@ -244,6 +245,6 @@ def _print(gains: _Gains, config: FinetuneConfig, folder: Path | None) -> None:
     )
     console.print(
         f"Each cost {gains.forwards} forwards and {gains.backwards} backwards of the classifier, "
-        f"{gains.seconds / count:.2f} s; {chosen}" + (f"; results in [bold]{folder}[/bold]" if folder else ""),
+        f"{gains.seconds / count:.2f} s; {chosen}" + (f"; results in [bold]{plain(folder)}[/bold]" if folder else ""),
         highlight=False,
     )

@@ -24,6 +24,7 @@ from ..methods.inr.several import ROOM, SeveralConfig, SeveralMasks, several_mas
 from .loading import Answers, Question, asked_classes, chunks, explained, loaded
 from .options import resolve_model
 from .outcome import Outcome
+from .plain import plain
 from .progress import counting_progress
 
 __all__ = ["INRJob", "explain_by_optimisation"]
@@ -229,9 +230,9 @@ def _print(outcome: Outcome) -> None:
         if kept is None:
             kept = result.diagnostics["retention"] * result.probability
         table.add_row(
-            result.source,
-            result.class_name,
-            result.variant,
+            plain(result.source),
+            plain(result.class_name),
+            plain(result.variant),
             f"{result.probability:.1%}",
             f"{kept:.1%}",
             f"{result.mask.mean():.1%}",
@@ -242,6 +243,6 @@ def _print(outcome: Outcome) -> None:
         console.print(f"… and {outcome.more} more", style="dim")
     console.print(
         "kept: the class's probability where only the mask is shown"
-        + (f"; results in [bold]{outcome.folder}[/bold]" if outcome.folder else ""),
+        + (f"; results in [bold]{plain(outcome.folder)}[/bold]" if outcome.folder else ""),
         highlight=False,
     )

@@ -16,6 +16,7 @@ __all__ = [
     "Areas",
     "BatchSizes",
     "Box",
+    "Count",
     "EngineOptions",
     "Headers",
     "ImageSize",
@@ -32,6 +33,7 @@ __all__ = [
     "runtime_options",
 ]
 
+_MOST = 2**31 - 1  # of whatever is counted
 SHORT_SPECS = {
     "scenes:resnet": "python:saccade.evaluate.scenes_models:resnet",
     "scenes:vit": "python:saccade.evaluate.scenes_models:vit",
@@ -187,6 +189,17 @@ class Number(click.FloatRange):
         found = super().convert(value, param, ctx)
         if not math.isfinite(found):
             self.fail(f"'{value}' is not a finite number", param, ctx)
+        return found
+
+
+class Count(click.IntRange):
+    """A whole number from so many on; what no machine counts to is refused, rather than overflow somewhere."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse it."""
+        found = super().convert(value, param, ctx)
+        if found > _MOST:
+            self.fail(f"'{value}' is too much; the most is {_MOST}", param, ctx)
         return found
 
 

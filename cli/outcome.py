@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from ..accel.results import Failure, ImageExplanation, ResultWriter
+from .plain import plain
 
 __all__ = ["Outcome"]
 
@@ -57,7 +58,7 @@ class Outcome:
             click.echo(json.dumps(record, ensure_ascii=False))
         if isinstance(result, Failure):
             self.failed += 1
-            console.print(f"[red]skipped[/red] {result.reason}", highlight=False, soft_wrap=True)
+            console.print(f"[red]skipped[/red] {plain(result.reason)}", highlight=False, soft_wrap=True)
             return
         self.done += 1
         if len(self.shown) < _SHOWN:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import BatchSizes, Number
+from .plain import plain
 
 if TYPE_CHECKING:
     from ..accel.bundle import Bundle
@@ -200,7 +201,7 @@ def _print(bundle: Bundle, plans: Mapping[str, PlanReport]) -> None:
     precision = "" if last.precision == "fp32" else f" --precision {last.precision}"
     console.print(f"On such a GPU, with {last.flavour} {last.version}:", highlight=False)
     console.print(
-        f"  saccade explain photo.jpg --bundle {bundle.path} --engine tensorrt{precision}",
+        f"  saccade explain photo.jpg --bundle {plain(bundle.path)} --engine tensorrt{precision}",
         highlight=False,
         soft_wrap=True,
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .options import Count
+
 __all__ = ["scenes"]
 
 
@@ -23,8 +25,8 @@ def scenes() -> None:
     show_default=True,
     help="Which digits and photographs.",
 )
-@click.option("--count", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Number of scenes.")
-@click.option("--size", type=click.IntRange(32), default=96, show_default=True, metavar="PX", help="Height and width.")
+@click.option("--count", type=Count(1), default=100, show_default=True, metavar="N", help="Number of scenes.")
+@click.option("--size", type=Count(32), default=96, show_default=True, metavar="PX", help="Height and width.")
 @click.option(
     "--variant",
     type=click.Choice(["digit", "context", "pair"]),

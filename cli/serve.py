@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import EngineOptions, Number, engine_options, megapixels_option
+from .options import Count, EngineOptions, Number, engine_options, megapixels_option
 
 if TYPE_CHECKING:
     from ..accel.engine import Engine
@@ -39,13 +39,13 @@ __all__ = ["serve"]
 @click.option("--no-grpc", is_flag=True, help="HTTP only.")
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Requests that are computed at the same time. [default: one per core, each with one thread]",
 )
 @click.option(
     "--batch",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Images of different requests that go through the engine together. [default: 1 on a processor, where batches "
     "do not pay; the bundle's batch on a GPU]",
@@ -60,7 +60,7 @@ __all__ = ["serve"]
 )
 @click.option(
     "--queue",
-    type=click.IntRange(1),
+    type=Count(1),
     default=64,
     show_default=True,
     metavar="N",
@@ -93,9 +93,7 @@ __all__ = ["serve"]
     "--max-body-mib", type=Number(0.001), default=64.0, show_default=True, metavar="MIB", help="Of a request."
 )
 @megapixels_option(50.0)
-@click.option(
-    "--max-images", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="In one request."
-)
+@click.option("--max-images", type=Count(1), default=64, show_default=True, metavar="N", help="In one request.")
 @click.option("--model-control", is_flag=True, help="Let clients load and unload models, as Triton's protocol has it.")
 @click.option(
     "--watch",

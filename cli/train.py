@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Areas, Number
+from .options import Areas, Count, Number
 from .training_options import training_options
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
     ),
     click.option(
         "--parts",
-        type=click.IntRange(1),
+        type=Count(1),
         default=1,
         show_default=True,
         metavar="N",
@@ -176,7 +176,7 @@ def ltx(context: click.Context, /, recipe: str, **options: Any) -> None:
     ),
     click.option(
         "--grid",
-        type=click.IntRange(0),
+        type=Count(0),
         default=0,
         show_default=True,
         metavar="N",

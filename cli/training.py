@@ -21,6 +21,7 @@ from ..methods.training.processes import OneProcess, open_processes
 from .data import SCENES, sample_images
 from .evaluate import print_result
 from .options import read_class_names, resolve_model
+from .plain import plain
 from .preview import TrainingDisplay
 from .training_data import TrainingData, open_training_data
 from .training_report import compare, validation, write_report
@@ -92,7 +93,7 @@ def _train(
                 display.pictures(shown, titles, masks, keep=report.validation is not None or not validating)
 
         if processes.rank == 0:
-            display.console.print(f"training on {images.about}", style="dim", highlight=False)
+            display.console.print(f"training on {plain(images.about)}", style="dim", highlight=False)
         explainer = train_explainer(
             explainee,
             images.stream,

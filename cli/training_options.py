@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import Number, any_json
+from .options import Count, Number, any_json
 
 __all__ = ["training_options"]
 
@@ -61,11 +61,14 @@ _COURSE: tuple[Callable[..., Any], ...] = (
         metavar="DIR",
         help="Begin with another checkpoint's weights; repeat for the mean of several. [default: fresh ones]",
     ),
+    click.option("--steps", type=Count(1), default=600, show_default=True, metavar="N", help="Optimiser steps."),
     click.option(
-        "--steps", type=click.IntRange(1), default=600, show_default=True, metavar="N", help="Optimiser steps."
-    ),
-    click.option(
-        "--batch-size", type=click.IntRange(1), default=48, show_default=True, metavar="N", help="Images per step."
+        "--batch-size",
+        type=Count(1),
+        default=48,
+        show_default=True,
+        metavar="N",
+        help="Images per step.",
     ),
     click.option(
         "--learning-rate",
@@ -121,7 +124,7 @@ _COURSE: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--devices",
-        type=click.IntRange(1),
+        type=Count(1),
         default=1,
         show_default=True,
         metavar="N",
@@ -129,7 +132,7 @@ _COURSE: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--num-nodes",
-        type=click.IntRange(1),
+        type=Count(1),
         default=1,
         show_default=True,
         metavar="N",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import Number, any_json, bundle_argument
+from .options import Count, Number, any_json, bundle_argument
+from .plain import plain
 
 if TYPE_CHECKING:
     from ..accel.manifest import Tuning
@@ -28,7 +29,11 @@ __all__ = ["tune"]
     help="Which graph of the bundle.",
 )
 @click.option(
-    "--batch-size", "batch", type=click.IntRange(1), metavar="N", help="Images per call. [default: the bundle's own]"
+    "--batch-size",
+    "batch",
+    type=Count(1),
+    metavar="N",
+    help="Images per call. [default: the bundle's own]",
 )
 @click.option(
     "--seconds",
@@ -104,4 +109,4 @@ def _print(found: Tuning, trials: Sequence[Trial], where: str, bundle: Path | No
     else:
         console.print("The default settings are the fastest here.")
     if bundle is not None:
-        console.print(f"Written into {bundle} for this class of machines.", highlight=False, soft_wrap=True)
+        console.print(f"Written into {plain(bundle)} for this class of machines.", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from .options import EngineOptions, Headers, any_json, bundle_argument, engine_options
+from .plain import plain
 
 if TYPE_CHECKING:
     from ..accel.bundle import Bundle
@@ -115,7 +116,7 @@ def _print(name: str, checks: list, passed: bool, server: str | None) -> None:  
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=plain(name), title_justify="left", box=None, pad_edge=False)
     for heading in ("check", "measured", "bar", ""):
         table.add_column(heading)
     for check in checks:

@@ -24,6 +24,10 @@ from .resize_graph import prepend_resize
 
 __all__ = ["OPSET", "MeanPooling", "export_onnx"]
 
+_FIXED_BATCH = (
+    "the model does not take batches of any size: somewhere it uses the batch as a fixed number, as len(x) is; "
+    "take x.shape[0] there, and −1 in shapes"
+)
 OPSET = 22  # the newest that both ONNX Runtime and TensorRT's parser read
 
 
@@ -70,6 +74,8 @@ def export_onnx(
                 verbose=False,
             )
     except Exception as error:  # whatever tracing a user's model may raise
+        if "inferred ranges" in str(error):
+            raise ModelError(_FIXED_BATCH) from error
         raise ModelError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None, "the exporter gives a program whenever it does not raise"
     if not rewrite:
@@ -77,9 +83,7 @@ def export_onnx(
     model = program.model_proto
     for entry in model.graph.input:
         if not entry.type.tensor_type.shape.dim[0].dim_param:  # the exporter falls back on fixed sizes without a word
-            raise ModelError(
-                "the model does not take batches of any size: somewhere it uses the batch as a fixed number"
-            )
+            raise ModelError(_FIXED_BATCH)
     if any_size:
         model = prepend_resize(model, spec)
     onnx.checker.check_model(model, full_check=True)
