@@ -90,7 +90,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:  # a disk that fails, a name that is too long, wherever it was met
-        where = f"'{os.fsdecode(error.filename)}' cannot be used: " if error.filename else ""
-        click.echo(f"Error: {SaccadeError(f'{where}{error.strerror or error}')}", err=True)
+        named = isinstance(error.filename, (str, bytes)) and error.filename
+        where = f"'{os.fsdecode(error.filename)}' cannot be used: " if named else "the system refused: "
+        reason = f"{where}{error.strerror or error}; check that it is there, that the disk works, and who may use it"
+        click.echo(f"Error: {SaccadeError(reason)}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

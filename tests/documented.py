@@ -54,7 +54,7 @@ PARSED = {  # commands that are read down to their options, but not run, and why
 }
 PARSED_PAGES = {"cli.md": "written from --help; the commands run on the pages that explain them"}
 
-OTHER_PACKAGES = {"openvino_xai"}  # that a page has installed besides Saccade, because no extra can name them
+OTHER_PACKAGES = {"openvino_xai", "hypothesis"}  # that a page has installed beside the extras
 
 SKIPPED_PYTHON = {  # blocks that are compiled, but not run, and why
     r"^import ray": "starts Ray; tests/accel/batch",

@@ -4,7 +4,6 @@ commands is what they say today.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import inspect
 import os
@@ -250,10 +249,3 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         for address in re.findall(r'(?:src|<link[^>]*href)="(https?://[^"]+)"', page.read_text())
     ]
     assert outside == [], "pages load nothing from elsewhere"
-
-
-def test_blocks_of_python_are_formatted() -> None:
-    for page in PAGES:
-        for block in documented.blocks(page):
-            if block.language == "python":
-                ast.parse(block.text)

@@ -1,5 +1,6 @@
 """Each of the user's errors: one clear sentence on stderr, exit code 1, nothing half-written."""
 
+import errno
 import json
 import os
 import shutil
@@ -200,3 +201,23 @@ def test_wrong_usage_exits_with_2(saccade_command: Run, arguments: tuple[str, ..
 
 def test_unknown_command_suggests_the_nearest(saccade_command: Run) -> None:
     assert "explain" in saccade_command("explan")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EIO, "Input/output error", "photo\n.png"), "'photo\\n.png' cannot be used: Input/output error"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", b"a\xff"), "'a\\udcff' cannot be used: File name too long"),
+        (OSError(errno.EBADF, "Bad file descriptor", 7), "the system refused: Bad file descriptor"),
+        (OSError("no space"), "the system refused: no space"),
+    ],
+    ids=["text", "bytes", "a number", "no name"],
+)
+def test_what_the_system_refuses_is_one_sentence(
+    saccade_command: Run, monkeypatch: pytest.MonkeyPatch, error: OSError, words: str
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("saccade.cli.main.saccade.main", failing)
+    assert_one_sentence(saccade_command("doctor"), words)
