@@ -17,7 +17,7 @@ from .bundle import Bundle
 from .engine import joined
 from .manifest import Manifest
 from .memory import physical_bytes
-from .onnx_prune import prune_onnx
+from .onnx_prune import prune_onnx, refuse_other_files
 from .precision import graph_file
 
 __all__ = ["ALLOCATION", "Answer", "GraphEngine", "answer_graph", "check_query", "first_line", "smaller"]
@@ -61,11 +61,16 @@ class GraphEngine:
         return self.bundle.path / graph_file(self.precision)
 
     def graph_of(self, what: Answer) -> bytes:
-        """That graph, with what an answer needs alone."""
+        """That graph, with what an answer needs alone.
+
+        Raises:
+            BundleError: it cannot be read, or wants weights from other files.
+        """
         try:
             graph = self.file.read_bytes()
         except OSError as error:  # since it was opened
             raise BundleError(f"the bundle's graph '{self.file}' cannot be read: {error.strerror or error}") from None
+        refuse_other_files(graph)
         return answer_graph(graph, what, self.bundle.manifest.parts)
 
     def run(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import BundleError
 
-__all__ = ["GraphValue", "graph_values", "output_names", "prune_onnx"]
+__all__ = ["GraphValue", "graph_values", "output_names", "prune_onnx", "refuse_other_files"]
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
@@ -22,6 +22,16 @@ _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
 _INITIALIZER_NAME, _VALUE_NAME, _VALUE_TYPE = 8, 1, 2
 _TYPE_TENSOR, _TENSOR_ELEMENTS, _TENSOR_SHAPE = 1, 1, 2
 _SHAPE_SIZE, _SIZE_VALUE, _SIZE_NAME = 1, 1, 2
+_TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
+# Where tensors may lie: of each message the fields with messages that may hold some
+_HOLDS = {
+    "model": {7: "graph", 25: "function"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
 _LENGTH_DELIMITED = 2
 _ELEMENTS = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 
@@ -93,6 +103,28 @@ def graph_values(model: bytes) -> tuple[list[GraphValue], list[GraphValue]]:
                 if field in (_GRAPH_INPUT, _GRAPH_OUTPUT):
                     (inputs if field == _GRAPH_INPUT else outputs).append(_value(payload))
     return inputs, outputs
+
+
+def refuse_other_files(model: bytes) -> None:
+    """Refuse a serialized ModelProto that has weights in other files, which no hash of this one vouches for.
+
+    Raises:
+        BundleError: it has, or the file is damaged.
+    """
+    waiting = [("model", memoryview(model))]
+    while waiting:
+        kind, message = waiting.pop()
+        if kind == "tensor":
+            if any(number == _TENSOR_EXTERNAL for number, _, _ in _fields(message)) or _number(
+                message, _TENSOR_LOCATION
+            ):
+                name = _text(message, _INITIALIZER_NAME)
+                raise BundleError(
+                    f"the graph has the weights '{name}' in another file; export again, which puts all into one"
+                )
+        else:
+            holds = _HOLDS[kind]
+            waiting += [(holds[number], payload) for number, _, payload in _fields(message) if number in holds]
 
 
 def _value(value: memoryview) -> GraphValue:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
-from saccade.accel.manifest import GRAPH_FILE
-from saccade.accel.onnx_prune import prune_onnx
+from saccade.accel.engines import open_engine
+from saccade.accel.manifest import GRAPH_FILE, MANIFEST_FILE
+from saccade.accel.onnx_prune import prune_onnx, refuse_other_files
 from saccade.errors import BundleError
 
 
@@ -199,3 +203,53 @@ def test_a_graph_that_branches_is_refused() -> None:
     model = model_of(nodes, ["x"], ["first", "second"], {})
     with pytest.raises(BundleError, match="branches"):
         prune_onnx(model.SerializeToString(), ("second",))
+
+
+def outside(name: str) -> TensorProto:
+    """Weights that lie in another file."""
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), name)
+    onnx.external_data_helper.set_external_data(tensor, "weights.bin", 0, 16)
+    tensor.ClearField("raw_data")
+    return tensor
+
+
+@pytest.mark.parametrize("place", ["an initializer", "a constant", "a sparse one", "a branch", "a function"])
+def test_weights_in_other_files_are_refused_wherever_they_stand(small: onnx.ModelProto, place: str) -> None:
+    refuse_other_files(small.SerializeToString())
+    constant = helper.make_node("Constant", [], ["k"], value=outside("k"))
+    if place == "an initializer":
+        small.graph.initializer.append(outside("k"))
+    elif place == "a constant":
+        small.graph.node.append(constant)
+    elif place == "a sparse one":
+        indices = numpy_helper.from_array(np.arange(4), "i")
+        small.graph.sparse_initializer.append(helper.make_sparse_tensor(outside("k"), indices, [8]))
+    elif place == "a branch":
+        branch = helper.make_graph([constant], "branch", [], [floats("k", 4)])
+        small.graph.node.append(helper.make_node("If", ["x"], ["k"], then_branch=branch, else_branch=branch))
+    else:
+        opset = [helper.make_opsetid("", 17)]
+        small.functions.append(helper.make_function("own", "Make", [], ["k"], [constant], opset))
+    with pytest.raises(BundleError, match=r"has the weights 'k' in another file"):
+        refuse_other_files(small.SerializeToString())
+
+
+def test_a_bundle_whose_graph_takes_weights_from_elsewhere_is_refused(
+    tiny_bundle_kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file is there, and the hash is that of the graph."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle_kept, folder)
+    model = onnx.load(folder / GRAPH_FILE)
+    weight = next(one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT and len(one.dims) == 4)
+    (tmp_path / "weights.bin").write_bytes(weight.raw_data)
+    onnx.external_data_helper.set_external_data(weight, "weights.bin", 0, len(weight.raw_data))
+    weight.ClearField("raw_data")
+    content = model.SerializeToString()
+    (folder / GRAPH_FILE).write_bytes(content)
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest["files"][GRAPH_FILE]["sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="in another file"):
+        open_engine(folder, check=False).run(np.zeros((1, 32, 32, 3), np.uint8))
