@@ -102,8 +102,10 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"the bundle '{folder}' cannot be read: {error.strerror or error}") from None
     try:
         stored = json.loads(content)
+        if not isinstance(stored, dict) or "schema_version" not in stored:
+            raise ValueError("it has no schema version")
         version = int(stored["schema_version"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"the manifest '{file}' is damaged: {_first_line(error)}; export the bundle again") from None
     if version > SCHEMA_VERSION:
         raise BundleError(
