@@ -176,9 +176,13 @@ def reciprocam(subject: Subject) -> Work:
 
     inputs = subject.tensors(subject.images[:1])
     method = Method.RECIPROCAM if subject.grid is None else Method.VITRECIPROCAM
+    model = copy.deepcopy(subject.explainee.model)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):  # zeros, which no trained norm has, are folded away, and not found then
+            nn.init.constant_(module.bias, 1e-6)
     # of a transformer it wants the batch's size open, of others closed
     closed = {} if subject.grid else {"input": list(inputs.shape)}
-    converted = openvino.convert_model(copy.deepcopy(subject.explainee.model), example_input=inputs, **closed)
+    converted = openvino.convert_model(model, example_input=inputs, **closed)
     with_maps = insert_xai(converted, task=Task.CLASSIFICATION, explain_method=method)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": subject.threads}
     compiled = openvino.Core().compile_model(with_maps, "CPU", settings)

@@ -3,6 +3,7 @@
     python benchmarks/peers.py --write                 all of it, and docs/peers.md with its picture
     python benchmarks/peers.py --quick --dry           two rounds of the small scenes model, to see that all rows run
     python benchmarks/peers.py --only-faithfulness --scenes 500
+    python benchmarks/peers.py --only-cost --models --write      measures nothing: the page, of what is stored
     python benchmarks/peers.py --models ResNet-50 --batch-sizes 8 --rounds 5 --rows Grad-CAM
 
 The peers are installed by `pip install 'saccade[peers]'` and, for ReciproCAM, `pip install --no-deps openvino_xai`,
@@ -387,7 +388,7 @@ def page(store: Store) -> str:
             f"{found['processor']}, {found['cores']} cores, {newest['threads']} threads, {newest['date']}; "
             f"Python {found['python']}, {versions}.",
         ]
-    text += ["![Cost against faithfulness of all explainers](images/peers.png)"]
+    text += ["![Cost and faithfulness of the explainers](images/peers.png)"]
     for model in dict.fromkeys(row["model"] for row in rows):
         text += [f"### {model}, 224 px", cost_table(ENTRIES, rows, model)]
     measured = store.faithfulness.get("rows", {})
@@ -405,7 +406,7 @@ def write_page(store: Store) -> None:
     before, rest = PAGE.read_text().split(BEGIN)
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n\n{page(store)}\n\n{END}{after}")
-    PICTURE.write_bytes(draw(ENTRIES, store.cost, store.faithfulness.get("rows", {}), "ResNet-50", 1))
+    PICTURE.write_bytes(draw(ENTRIES, store.cost, store.faithfulness.get("rows", {}), "ResNet-50"))
 
 
 def main() -> None:

@@ -136,104 +136,89 @@ def verdict(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], faithful: 
         first = next((one for one in named.values() if one.kind == "Saccade"), None)
         for key, one in named.items():
             against = faithful[key].get("against_first")
-            if first is not None and one.kind == "peer" and against and against["value"] > 0:
-                sure = "surely" if against["low"] > 0 else "though not surely"
-                found.append(f"{one.name} of {one.package} is {sure} more faithful than {first.name} on the scenes.")
+            if first is None or one.kind != "peer" or not against or against["high"] < 0:
+                continue
+            than = f"{first.name} on the scenes"
+            if against["low"] > 0:
+                found.append(f"{one.name} of {one.package} is more faithful than {than}.")
+            else:
+                found.append(f"{one.name} of {one.package} is as faithful as {than}: the interval holds 0.")
     return found
 
 
 def draw(
-    entries: Sequence[Entry],
-    rows: Sequence[dict[str, Any]],
-    faithful: dict[str, dict[str, Any]],
-    model: str,
-    batch: int,
+    entries: Sequence[Entry], rows: Sequence[dict[str, Any]], faithful: dict[str, dict[str, Any]], model: str
 ) -> bytes:
-    """Cost against faithfulness, a point for each explainer with the 95 % interval of its faithfulness.
+    """Explainers from cheap to dear, each with its cost at every batch size and beside it its faithfulness with the
+    95 % interval.
 
     Returns:
         A PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    figure = Figure(figsize=(9, 5), dpi=130, facecolor="white", layout="constrained")
+    costs = {
+        (row["key"], row["batch"]): row["forwards_of_fastest"]
+        for row in rows
+        if row["model"] == model and not row.get("failed")
+    }
+    batches = sorted({batch for _, batch in costs})[:2]
+    shown = [one for one in entries if one.short and one.key in faithful and (one.key, *batches[:1]) in costs]
+    shown.sort(key=lambda one: -costs[one.key, batches[0]])
+    figure = Figure(figsize=(10, 1.3 + 0.34 * max(4, len(shown))), dpi=130, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    costs = {row["key"]: row["forwards_of_fastest"] for row in rows if (row["model"], row["batch"]) == (model, batch)}
-    points = [one for one in entries if one.short and one.key in costs and one.key in faithful]
-    for kind, (colour, marker) in _LOOKS.items():
-        own = [one for one in points if one.kind == kind]
-        if not own:
-            continue
-        values = [faithful[one.key]["insertion-deletion"] for one in own]
-        y = [value["value"] for value in values]
-        axes.errorbar(
-            [costs[one.key] for one in own],
-            y,
-            yerr=[[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]],
-            fmt=marker,
-            color=colour,
-            ecolor=colour,
-            elinewidth=1,
-            capsize=2,
-            markersize=8,
-            label=kind,
-        )
-    for one, place in zip(points, _places([(costs[p.key], _value(faithful, p)) for p in points]), strict=True):
-        axes.annotate(
-            one.short,
-            (costs[one.key], _value(faithful, one)),
-            textcoords="offset points",
-            xytext=(9, place),
-            fontsize=9,
-            color=_LOOKS[one.kind][0],
-            va="center",
-        )
-    axes.axvline(1, color=_INK, linewidth=1, linestyle=":")
-    axes.set_xscale("log")
-    right = max([costs[one.key] for one in points], default=10)
-    axes.set_xlim(0.8, right * 6)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(
-        f"cost of prediction and explanation, in forwards of the fastest engine ({model}, batch {batch}); "
-        "dotted: the prediction alone",
-        color=_INK,
-    )
-    axes.set_ylabel("insertion − deletion, planted scenes, 95 % interval", color=_INK)
-    axes.set_title("Cost against faithfulness: up and to the left is better", color=_INK, fontsize=11, loc="left")
-    axes.grid(True, color=_PALE, linewidth=0.7)
-    axes.tick_params(colors=_INK, which="both")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="lower left")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, one in enumerate(shown):
+        colour, marker = _LOOKS[one.kind]
+        for batch in batches:
+            if (cost := costs.get((one.key, batch))) is not None:
+                filled = colour if batch == batches[0] else "white"
+                left.plot(cost, place, marker, color=colour, markerfacecolor=filled, markersize=8, zorder=3)
+        found = faithful[one.key]["insertion-deletion"]
+        margins = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+        right.errorbar(found["value"], place, xerr=margins, fmt=marker, color=colour, capsize=3, markersize=8)
+    left.set_yticks(range(len(shown)), [one.short for one in shown])
+    for label, one in zip(left.get_yticklabels(), shown, strict=True):
+        label.set_color(_LOOKS[one.kind][0])
+    left.axvline(1, color=_INK, linewidth=1, linestyle=":")
+    left.set_xscale("log")
+    left.xaxis.set_major_locator(LogLocator())
+    left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    left.xaxis.set_minor_formatter(NullFormatter())
+    left.set_xlabel("forwards of the fastest engine; dotted: prediction alone", color=_INK)
+    left.set_title(f"Cost of prediction and explanation, {model}", color=_INK, fontsize=11, loc="left")
+    right.xaxis.set_major_locator(MaxNLocator(5))
+    right.set_xlabel("insertion − deletion, 95 % interval; more is better", color=_INK)
+    right.set_title("Faithfulness, planted scenes", color=_INK, fontsize=11, loc="left")
+    for axes in (left, right):
+        axes.grid(True, color=_PALE, linewidth=0.7)
+        axes.tick_params(axis="x", colors=_INK, which="both")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    legend = [
+        Line2D([], [], color=_LOOKS[kind][0], marker=_LOOKS[kind][1], linestyle="", markersize=8, label=kind)
+        for kind in dict.fromkeys(one.kind for one in reversed(shown))
+    ]
+    if len(batches) > 1:
+        legend += [
+            Line2D([], [], color=_INK, marker="o", linestyle="", markersize=8, label=f"batch {batches[0]}"),
+            Line2D(
+                *([], []),
+                color=_INK,
+                marker="o",
+                markerfacecolor="white",
+                linestyle="",
+                markersize=8,
+                label=f"batch {batches[1]}",
+            ),
+        ]
+    right.legend(handles=legend, frameon=False, fontsize=9, labelcolor=_INK, loc="lower right")
     content = BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
-
-
-def _value(faithful: dict[str, dict[str, Any]], entry: Entry) -> float:
-    return float(faithful[entry.key]["insertion-deletion"]["value"])
-
-
-def _places(points: Sequence[tuple[float, float]]) -> list[float]:
-    """How far above its point a label stands, so that labels of points near one another do not overlap."""
-    import math
-
-    taken: list[tuple[float, float]] = []
-    shifts = []
-    spread = max((y for _, y in points), default=1) - min((y for _, y in points), default=0) or 1
-    for x, y in points:
-        for shift in (0, 12, -12, 24, -24, 36, -36, 48, -48):
-            height = y / spread * 300 + shift  # points on paper, roughly
-            if all(abs(math.log10(x / other)) > 0.55 or abs(height - at) > 11 for other, at in taken):
-                break
-        taken.append((x, height))
-        shifts.append(float(shift))
-    return shifts
 
 
 def _number(count: int) -> str:

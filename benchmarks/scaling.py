@@ -3,6 +3,7 @@ constants of the capacity model.
 
     python benchmarks/scaling.py --write                          all, docs/capacity.md and its picture; six minutes
     python benchmarks/scaling.py --panels areas classes --dry
+    python benchmarks/scaling.py --panels --write                 measures nothing: the page, of what is stored
     python benchmarks/scaling.py --capacity --images 1e9 --cores 64      from what is stored: nothing is measured
 
 ResNet-50, a ViT-B/16 cut down to two blocks (resolution alone; all blocks cost the same) and the scenes ResNet, whose
