@@ -18,7 +18,9 @@ from saccade.accel.memory import reset_peak, resident_mib
 
 __all__ = ["Row", "interleave", "seconds_of", "settled_mib", "summary"]
 
-LEAST = ((5.0, 1), (1.5, 2), (0.0, 3))  # seconds from which on a row is measured so often at least
+_LONG = 1.5  # seconds
+_BESIDE = 5  # plain forwards next to a work that is so long
+LEAST = ((60.0, 1), (_LONG, 2), (0.0, 3))  # seconds from which on a row is measured so often at least
 _SHARES = 2.0  # of the time there is: a row that has had so many equal shares sits out
 
 
@@ -50,13 +52,17 @@ class Row:
     def measure(self, which: int, plain_first: bool) -> None:
         """Time it once, in round `which`."""
         began = time.perf_counter()
-        plain = seconds_of(self.plain) if self.plain and plain_first else 0.0
+        beside = [seconds_of(self.plain)] if self.plain and plain_first else []
         start = time.perf_counter()
         times = self.call()
-        own = (time.perf_counter() - start) * times
+        once = time.perf_counter() - start
+        own = once * times
         if self.plain and not plain_first:
-            plain = seconds_of(self.plain)
-        plain = plain or own
+            beside.append(seconds_of(self.plain))
+        if self.plain and once > _LONG:  # which no single forward stands for
+            while len(beside) < _BESIDE:
+                beside.append(seconds_of(self.plain))
+        plain = float(np.median(beside)) if beside else own
         self.seconds.append(own + self.forwards * plain)
         self.plain_seconds.append(plain)
         self.rounds.append(which)
@@ -94,7 +100,7 @@ def interleave(
     Args:
         rows: what is measured; their measurements are added.
         seconds: that there are; every row is measured three times at least, twice where it takes over a second and a
-            half, once where it takes over five.
+            half, once where it takes over a minute.
         rounds: so many in place of as many as fit.
         on_round: told after each round how many are done.
     """

@@ -31,6 +31,7 @@ __all__ = [
 
 POINTS = 50  # of integrated gradients: Captum's default
 EXTREMAL = ExtremalConfig()
+FONG = "Fong et al. 2019"  # whose method it is; the implementation is Saccade's
 
 
 class _Top(nn.Module):
@@ -118,7 +119,7 @@ def captum_integrated_gradients(subject: Subject) -> Work:
         return probabilities.numpy(), enlarged(found.sum(1), images.shape[1:3])
 
     def part(images: Uint8) -> float:
-        points = max(2, 10 // len(images))
+        points = max(1, max(32, len(images)) // len(images))
         gradients.attribute(subject.tensors(images), target=0, n_steps=points)
         return POINTS / points
 
@@ -126,7 +127,7 @@ def captum_integrated_gradients(subject: Subject) -> Work:
 
 
 def grad_cam(frozen: bool) -> Callable[[Subject], Work]:
-    """GradCAM of pytorch-grad-cam, on a model as it comes, or on one whose weights are frozen but for the layer's: of
+    """GradCAM of pytorch-grad-cam, on a model as it comes, or on one that is frozen but for the layer's last weight: of
     a model that is frozen throughout it finds no gradient.
     """
 
@@ -137,7 +138,7 @@ def grad_cam(frozen: bool) -> Callable[[Subject], Work]:
         layer = model.get_submodule(subject.layer)
         if frozen:
             model.requires_grad_(False)
-            layer.requires_grad_(True)
+            list(layer.parameters())[-1].requires_grad_(True)
         cam = GradCAM(model, [layer], reshape_transform=subject.maps_of if subject.grid else None)
 
         def explain(images: Uint8) -> tuple[Floats, Floats]:
@@ -222,8 +223,8 @@ def extremal(subject: Subject) -> Work:
         return probabilities, extremal_masks(subject.explainee, _pixels(images), EXTREMAL).mean(1).numpy()
 
     def part(images: Uint8) -> float:
-        extremal_masks(subject.explainee, _pixels(images[:1]), replace(EXTREMAL, steps=1))
-        return float(EXTREMAL.steps * len(images))
+        extremal_masks(subject.explainee, _pixels(images), replace(EXTREMAL, steps=1))
+        return float(EXTREMAL.steps)
 
     # every part begins with a forward, of which the whole work has one
     return Work(explain, part, 1 - EXTREMAL.steps, subject.weights_mib)

@@ -26,6 +26,7 @@ class Entry:
         family: rows of the same family compute the same; "" for none.
         short: label in the picture; "" leaves it out.
         extrapolated: only a part of the work was timed.
+        trained: it has weights of its own, which were trained for the model.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     family: str = ""
     short: str = ""
     extrapolated: bool = False
+    trained: bool = False
 
     @property
     def key(self) -> str:
@@ -122,11 +124,19 @@ def verdict(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], faithful: 
             f"{cost[cheapest.key]:.2f} forwards of the fastest engine, the cheapest peer {best.name} of {best.package} "
             f"with {cost[best.key]:.2f}" + (f"; {_number(len(cheaper))} cheaper." if cheaper else ".")
         )
+        untrained = [one for one in own if not one.trained]
+        if cheapest.trained and untrained:
+            least = min(untrained, key=lambda one: cost[one.key])
+            cheaper = [one for one in peers if cost[one.key] < cost[least.key]]
+            found.append(
+                f"{model}, batch {batch}, nothing trained, as with the peers: {least.name} in {least.engine} takes "
+                f"{cost[least.key]:.2f}; " + (f"{_number(len(cheaper))} cheaper." if cheaper else "no peer is cheaper.")
+            )
         for family in sorted({one.family for one in own if one.family}):
             same = [one for one in peers if one.family == family]
             for one in (one for one in own if one.family == family and same):
                 least = min(same, key=lambda rival: cost[rival.key])
-                word = "less than" if cost[one.key] < cost[least.key] else "MORE than"
+                word = "less than" if cost[one.key] < cost[least.key] else "more than"
                 found.append(
                     f"{model}, batch {batch}, the same method: {one.name} takes {cost[one.key]:.2f}, {word} "
                     f"{least.name} of {least.package}, {cost[least.key]:.2f}."

@@ -61,7 +61,7 @@ def test_what_is_said_in_words_follows_the_numbers() -> None:
     assert "Grad-CAM takes 3.00, less than GradCAM of a peer, 8.00" in said
     dearer = [cost_of(ENTRY, 1, 4), cost_of(PEER, 1, 1.5)]
     said = "\n".join(peers_table.verdict(ENTRIES, dearer, {}))
-    assert "Grad-CAM takes 8.00, MORE than GradCAM of a peer, 3.00" in said
+    assert "Grad-CAM takes 8.00, more than GradCAM of a peer, 3.00" in said
     assert "1 peer is cheaper" in said
     value = {"value": 0.8, "low": 0.7, "high": 0.9}
     better = {"value": 0.01, "low": 0.005, "high": 0.02}
