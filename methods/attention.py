@@ -162,7 +162,10 @@ def token_grid(tokens: int, height: int, width: int) -> tuple[tuple[int, int], i
         rows = round((patches * height / width) ** 0.5)
         if rows > 0 and patches % rows == 0 and height % rows == 0 and rows * width == (patches // rows) * height:
             return (rows, patches // rows), extra
-    raise ModelError(f"{tokens} tokens are no class token and a grid of patches; such a model is not supported")
+    raise ModelError(
+        f"{tokens} tokens are no class token and a grid of patches, which this method reads; explain the model by its "
+        "pixels: --method ig"
+    )
 
 
 def rollout(layers: list[Tensor], grid: tuple[int, int], extra: int) -> Tensor:

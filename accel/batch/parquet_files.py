@@ -92,7 +92,7 @@ class ParquetFiles:
                 if row < end:
                     raise Settled(f"'{container.path}' has become shorter")
                 self._storage.worked()
-            except (ImageError, pa.ArrowException, OSError) as error:
+            except (ImageError, pa.ArrowException, OSError, ValueError) as error:
                 if isinstance(error, ImageError) and self._storage.again(error, tried):
                     tried += 1
                     continue
@@ -106,7 +106,8 @@ class ParquetFiles:
         with self._storage.open(container.path) as stream:
             try:
                 file = pq.ParquetFile(stream)
-            except (pa.ArrowException, OSError) as error:
+                _ = file.schema_arrow.names
+            except (pa.ArrowException, OSError, ValueError) as error:  # the last of names that are not UTF-8
                 reason = str(error).splitlines()[0]
                 raise Settled(f"'{container.path}' is not a Parquet file that can be read: {reason}") from None
             with file:
