@@ -31,11 +31,18 @@ def _bundle(tiny_bundle_kept: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     use_bundle(tiny_bundle_kept)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+def test_the_corpus_is_of_targets_that_there_are() -> None:
+    kept = {folder.name for folder in CORPUS.iterdir()}
+    assert kept
+    assert kept <= set(TARGETS)
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in CORPUS.iterdir()))
 def test_what_once_crashed_is_answered_or_refused(name: str) -> None:
     tried = Tried()
     for path in sorted((CORPUS / name).glob("*")):
         run_case(TARGETS[name], path.read_bytes(), tried)
+    assert sum(tried.kinds.values()) > 0
     assert not tried.findings, "\n".join(one.what for one in tried.findings.values())
 
 

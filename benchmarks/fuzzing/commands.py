@@ -264,6 +264,9 @@ def _kind(line: list[str], code: Any, out: str, err: str) -> str:
         messages.setdefault(first_words(err), err)
         assert err.count("\n") == 1, f"{line}: a message of several lines: {err}"
         return f"refused: {name}"
+    if code == 1:  # an answer that is no success: some images failed, a gate did not pass
+        assert (out + err).strip(), f"{line}: exit code 1 without a word"
+        return f"answered, not well: {name}"
     return f"answered: {name}"
 
 

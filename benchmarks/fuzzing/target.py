@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -72,8 +73,8 @@ class Tried:
 def run_case(target: Target, case: bytes, tried: Tried) -> None:
     """Run one case within time and memory, and count what came of it."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    handler = signal.signal(signal.SIGALRM, _too_long)
+    began, other = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, SECONDS)  # pytest has a timer as well
     try:
         kind = target.run(case)
     except SaccadeError as error:
@@ -93,6 +94,9 @@ def run_case(target: Target, case: bytes, tried: Tried) -> None:
         _keep(tried, kind, traceback.format_exc(), f"{type(error).__name__} {place}", case)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if other[0]:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, other[0] - (time.monotonic() - began)), other[1])
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if grown > GROWTH_MIB:
         _keep(tried, "memory", f"{grown:.0f} MiB more", target.name, case)
