@@ -70,7 +70,10 @@ class GraphEngine:
             graph = self.file.read_bytes()
         except OSError as error:  # since it was opened
             raise BundleError(f"the bundle's graph '{self.file}' cannot be read: {error.strerror or error}") from None
-        refuse_other_files(graph)
+        try:
+            refuse_other_files(graph)
+        except BundleError as error:
+            raise BundleError(f"the bundle's graph '{self.file}' cannot be used: {error}") from None
         return answer_graph(graph, what, self.bundle.manifest.parts)
 
     def run(
@@ -142,7 +145,7 @@ class GraphEngine:
         """A graph's answers, if they are what the manifest says; one that was changed may give anything."""
         manifest, count = self.bundle.manifest, len(classes)
         masks = len(query.areas or manifest.areas) or (classes.shape[1] if classes.ndim == 2 else 1)
-        size = (query.size or manifest.mask_size) if manifest.areas else manifest.mask_size
+        size = tuple(map(len, query.places(manifest.mask_size))) if manifest.areas else manifest.mask_size
         shapes = {
             "probabilities": (count, len(manifest.class_names)),
             "target_class": classes.shape if manifest.several_targets else (count,),

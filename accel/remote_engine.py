@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..contracts import MaskQuery
 from ..errors import EngineError, UsageError
 from .bundle import Bundle
 from .graph_engine import Answer, GraphEngine
@@ -110,6 +111,9 @@ class RemoteEngine(GraphEngine):
                     f"{self.identity} is not of the bundle '{self.bundle.path}': it has {what} {_words(found[what])} "
                     f"and the bundle {_words(value)}; name its model with --model"
                 )
+
+    def _fitting(self, answers: dict[str, Any], classes: NDArray[np.int64], query: MaskQuery) -> dict[str, Any]:
+        return answers  # `_answers` has judged the server's
 
     def _answers(self, what: Answer, feeds: dict[str, Any]) -> dict[str, Any]:
         model = self._model_of(what)

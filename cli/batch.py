@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -158,7 +159,7 @@ def batch(
     from ..accel.bundle import open_bundle
     from ..accel.pipeline import PipelineConfig
     from ..contracts import MaskQuery
-    from .batch_progress import follow, report
+    from .batch_progress import follow, report, results_alone
     from .target import target_indices
 
     if (shard_index is None) != (shard_count is None):
@@ -196,6 +197,6 @@ def batch(
         ray=ray_address,
         actors=actors,
     )
-    with BatchJob(config) as job:
+    with nullcontext() if ray_address is None else results_alone(), BatchJob(config) as job:
         seconds = follow(job)
         return report(job, seconds, as_json)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 
 import click
 from rich.console import Console
@@ -14,10 +16,28 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from ..accel.batch.job import BatchJob, Summary
 from .plain import plain
 
-__all__ = ["follow", "report"]
+__all__ = ["follow", "report", "results_alone"]
 
 _BETWEEN_LINES = 60.0  # seconds, where no bar can be drawn
 _SHOWN = 20  # failures, in the end
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Leave stdout to the results: what else writes there from here on goes to stderr, as Ray's threads and its core do
+    of actors that died, up to the end of the process.
+    """
+    real = sys.stdout
+    try:
+        number, other = real.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):  # it is no file
+        yield
+        return
+    real.flush()
+    own = os.fdopen(os.dup(number), "w", encoding=real.encoding, errors=real.errors)
+    os.dup2(other, number)
+    with own, redirect_stdout(own):
+        yield
 
 
 def follow(job: BatchJob) -> float:

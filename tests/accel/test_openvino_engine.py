@@ -10,7 +10,7 @@ import pytest
 from saccade.accel.bundle import open_bundle
 from saccade.accel.engines import open_engine
 from saccade.accel.openvino_engine import OpenVINOEngine
-from saccade.errors import EngineError, ParityError, UsageError
+from saccade.errors import BundleError, EngineError, ParityError, UsageError
 
 
 def test_masks_and_probabilities_are_those_of_onnx_runtime(tiny_bundle_kept: Path) -> None:
@@ -34,7 +34,11 @@ def test_what_it_cannot_do_is_said(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     with pytest.raises(EngineError, match="holds no int8 graph"):
         OpenVINOEngine(bundle, precision="int8")
-    bundle.graph.write_bytes(bundle.graph.read_bytes()[:1000])
+    whole = bundle.graph.read_bytes()
+    bundle.graph.write_bytes(whole[:1000])
+    with pytest.raises(BundleError, match=r"explainer\.onnx' cannot be used: the ONNX file is damaged"):
+        OpenVINOEngine(bundle).run(bundle.golden.images)
+    bundle.graph.write_bytes(whole.replace(b"Softmax", b"Hardmix"))
     with pytest.raises(EngineError, match=r"OpenVINO .* cannot load .*explainer\.onnx"):
         OpenVINOEngine(bundle).run(bundle.golden.images)
 

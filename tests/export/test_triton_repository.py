@@ -20,7 +20,8 @@ from google.protobuf import text_format
 from plan_files import add_plans, rewrite_manifest
 from tritonclient.grpc import model_config_pb2
 
-from saccade.accel.bundle import open_bundle
+from saccade.accel.bundle import Bundle, open_bundle
+from saccade.accel.manifest import Manifest
 from saccade.errors import BundleError, EngineError, OutputError, SaccadeError, UsageError
 from saccade.export.triton_server import repository
 from saccade.export.triton_server.model_config import check_config
@@ -188,8 +189,11 @@ def test_nothing_is_written_outside_of_a_model_s_folder_nor_read_outside_of_the_
     plans = json.loads((tiny_bundle / "manifest.json").read_text())["plans"]
     plans["../own.txt"] = plans.pop("explainer.mask.fp32.sm89.tensorrt.plan")
     rewrite_manifest(tiny_bundle, plans=plans)
+    with pytest.raises(BundleError, match=r"does not list \.\./own\.txt"):
+        open_bundle(tiny_bundle)
+    manifest = Manifest.model_validate_json((tiny_bundle / "manifest.json").read_bytes())
     with pytest.raises(OutputError, match=r"own.txt', which lies outside"):
-        deploy([open_bundle(tiny_bundle)], tmp_path / "models", TritonSettings(target="gpu", format="tensorrt"))
+        deploy([Bundle(tiny_bundle, manifest)], tmp_path / "models", TritonSettings(target="gpu", format="tensorrt"))
     assert [path.name for path in tmp_path.rglob("*") if "escaped" in path.name] == []
     assert [*(tmp_path / "models").iterdir()] == []
 
