@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -197,6 +198,6 @@ def batch(
         ray=ray_address,
         actors=actors,
     )
-    with nullcontext() if ray_address is None else results_alone(), BatchJob(config) as job:
+    with nullcontext(sys.stdout) if ray_address is None else results_alone() as out, BatchJob(config) as job:
         seconds = follow(job)
-        return report(job, seconds, as_json)
+        return report(job, seconds, as_json, out)

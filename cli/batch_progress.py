@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import TextIO
 
 import click
 from rich.console import Console
@@ -23,21 +24,21 @@ _SHOWN = 20  # failures, in the end
 
 
 @contextmanager
-def results_alone() -> Iterator[None]:
-    """Leave stdout to the results: what else writes there from here on goes to stderr, as Ray's threads and its core do
-    of actors that died, up to the end of the process.
+def results_alone() -> Iterator[TextIO]:
+    """Stdout for the results alone: what else writes there from now on goes to stderr, as Ray and its threads do
+    of actors that died, at any moment up to the end of the process.
     """
     real = sys.stdout
     try:
         number, other = real.fileno(), sys.stderr.fileno()
     except (OSError, ValueError, AttributeError):  # it is no file
-        yield
+        yield real
         return
     real.flush()
     own = os.fdopen(os.dup(number), "w", encoding=real.encoding, errors=real.errors)
     os.dup2(other, number)
-    with own, redirect_stdout(own):
-        yield
+    with own, redirect_stdout(sys.stderr):
+        yield own
 
 
 def follow(job: BatchJob) -> float:
@@ -83,7 +84,7 @@ def follow(job: BatchJob) -> float:
     return time.monotonic() - began
 
 
-def report(job: BatchJob, seconds: float, as_json: bool) -> int:
+def report(job: BatchJob, seconds: float, as_json: bool, out: TextIO) -> int:
     """Say what the folder holds now; the exit code, 1 if an image could not be explained, or not all is finished."""
     found = job.summary()
     done = found.images - job.before.images
@@ -102,15 +103,16 @@ def report(job: BatchJob, seconds: float, as_json: bool) -> int:
                     "images_per_second": round(done / seconds, 2) if done else None,
                     "failures": [{"key": key, "error": reason} for key, reason in found.failures],
                 }
-            )
+            ),
+            file=out,
         )
     else:
-        _print(job, found, done, seconds)
+        _print(job, found, done, seconds, out)
     return 1 if found.failed or found.finished < found.shards else 0
 
 
-def _print(job: BatchJob, found: Summary, done: int, seconds: float) -> None:
-    console = Console()
+def _print(job: BatchJob, found: Summary, done: int, seconds: float, out: TextIO) -> None:
+    console = Console(file=out)
     for key, reason in found.failures[:_SHOWN]:
         said = reason if key in reason else f"{key}: {reason}"
         console.print(f"[red]failed[/red] {plain(said)}", highlight=False, soft_wrap=True)
