@@ -25,8 +25,9 @@ _SHOWN = 20  # failures, in the end
 
 @contextmanager
 def results_alone() -> Iterator[TextIO]:
-    """Stdout for the results alone: what else writes there from now on goes to stderr, as Ray and its threads do
-    of actors that died, at any moment up to the end of the process.
+    """Stdout for the results alone: what else writes there from now on goes to stderr.
+
+    Ray and its threads write of actors that died, at any moment up to the end of the process.
     """
     real = sys.stdout
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import functools
 import gzip
 import io
@@ -10,6 +11,7 @@ import json
 import lzma
 import random
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,12 @@ from .target import Target
 
 __all__ = ["LEDGERS", "PARQUETS", "TARS"]
 
+_OUTSIDE = Path(tempfile.gettempdir()) / "saccade-fuzz-escape.png"
 _NAMES = (
     "a.jpg",
     "b.png",
     "../up.png",
-    "/tmp/saccade-fuzz-escape.png",
+    str(_OUTSIDE),
     "d/../../e.png",
     "./f.gif",
     "g.cls",
@@ -103,34 +106,16 @@ def _run_source(case: bytes, name: str) -> str:
         source = find_source(str(path))
         images = failed = 0
         explainer = _explainer(Path("pictures"))
-        with _inside(folder):
+        with contextlib.chdir(folder):
             items = (item for shard in source.shards for item in source.items(shard))
             for answered in explainer.stream(items, remote=False):
                 images, failed = images + answered.images, failed + len(answered.failures)
                 if any("\n" in reason or not reason for _, reason in answered.failures):
                     raise AssertionError(f"a reason of several lines: {answered.failures}")
         refuse_escapes(folder)
-        if Path("/tmp/saccade-fuzz-escape.png").exists():
+        if _OUTSIDE.exists():
             raise AssertionError("an absolute name was followed")
     return "answered" if not failed else "answered: some rows are errors"
-
-
-class _inside:  # used as a context
-    """The working folder for a while."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        import os
-
-        self._before = os.getcwd()
-        os.chdir(self._folder)
-
-    def __exit__(self, *error: object) -> None:
-        import os
-
-        os.chdir(self._before)
 
 
 @functools.cache
@@ -195,7 +180,7 @@ def _job(folder: Path, **more: Any) -> None:
         for number, content in enumerate(seed_images()[:2]):
             (folder / "photos" / f"{number}.png").write_bytes(content)
     with (
-        _inside(folder),
+        contextlib.chdir(folder),
         BatchJob(JobConfig(source="photos", folder=Path("out"), bundle=Path("bundle"), **more)) as job,
     ):
         for _ in job.run():
