@@ -85,10 +85,6 @@ def _work(series: str, side: Numbers) -> Numbers:
     return found
 
 
-def _milliseconds(point: Point) -> float:
-    return float(point["seconds"]) * 1e3
-
-
 def _forwards(point: Point) -> float:
     return float(point["forwards"])
 
