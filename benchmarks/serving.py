@@ -105,8 +105,8 @@ class Bare:
         self.engine.run(self.images[0])
 
     def run(self, threads: int, seconds: float) -> tuple[float, list[float]]:
-        """Images/s of so many threads, an image each, and the seconds of each call; as of the servers, the first fifth
-        of the time is not counted.
+        """Images/s of so many threads, an image each, and the seconds of each call; counted as of the servers: what
+        ends after the first fifth of the time, and before its end.
         """
         times: list[float] = []
         start = time.perf_counter()
@@ -116,8 +116,8 @@ class Bare:
             turn = 0
             while (began := time.perf_counter()) < end:
                 self.engine.run(self.images[turn % 4])
-                if began >= begins:
-                    times.append(time.perf_counter() - began)
+                if begins <= (now := time.perf_counter()) <= end:
+                    times.append(now - began)
                 turn += 1
 
         workers = [threading.Thread(target=call) for _ in range(threads)]
@@ -125,7 +125,7 @@ class Bare:
             worker.start()
         for worker in workers:
             worker.join()
-        return len(times) / (time.perf_counter() - begins), times
+        return len(times) / (end - begins), times
 
     def answers(self, requests: list[Payload]) -> list[bytes]:
         """What a server has to answer: prediction and mask of the pixels in each request, one thread as there."""

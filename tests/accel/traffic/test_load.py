@@ -99,6 +99,38 @@ def test_clients_wait_for_their_answers() -> None:
     assert row.images_per_second <= 3 / 0.01
 
 
+def test_throughput_is_what_the_server_does_however_many_wait_for_it() -> None:
+    free = asyncio.Semaphore(2)
+
+    async def two_at_a_time(number: int, body: bytes) -> tuple[int, bytes, bool]:
+        async with free:
+            await asyncio.sleep(0.05)
+        return 200, b"", True
+
+    async def run(known: Known) -> LoadRow:
+        requests = payloads(known.address, METADATA)
+        return await closed_loop(known.address, requests, [], clients=16, seconds=2.0, timeout=10)
+
+    row, _ = measured(two_at_a_time, run)
+    assert row.images_per_second == pytest.approx(2 / 0.05, rel=0.1)  # the 16 that wait take 0.4 s, a quarter of it
+    assert row.p50_ms == pytest.approx(16 / 2 * 50, rel=0.1)
+
+
+def test_what_goes_wrong_after_the_end_is_told_too() -> None:
+    async def silent(number: int, body: bytes) -> tuple[int, bytes, bool]:
+        await asyncio.sleep(30)
+        return 200, b"", True
+
+    async def run(known: Known) -> LoadRow:
+        requests = payloads(known.address, METADATA)
+        return await closed_loop(known.address, requests, [], clients=2, seconds=0.5, timeout=0.8)
+
+    row, _ = measured(silent, run)
+    assert row.reasons == {"no answer within 0.8 s": 2}
+    assert row.answered == 0
+    assert row.p50_ms is None
+
+
 def test_requests_arrive_whoever_waits_and_are_timed_from_when_they_were_due() -> None:
     ends: list[float] = []
 
