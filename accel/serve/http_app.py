@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from ...errors import SaccadeError
 from .errors import BadRequest, BodyTimeout, ClientGone, Overloaded, RequestError, TooLarge, Unavailable
-from .http_protocol import LOST
+from .http_protocol import LOST, TOGETHER
 from .http_response import json_bytes, response_parts
 from .metrics import CONTENT_TYPE
 from .model import ServedModel
@@ -141,26 +141,37 @@ class _Infer:
             except Exception as error:
                 await _error_response(error)(scope, receive, send)
                 return
-            await _send(parts, size, length, send)
+            await _send(parts, size, length, send, scope.get(TOGETHER, contextlib.nullcontext))
 
     async def page(self, request: Request) -> Response:
         """Only here so that another method than POST is told apart from another address."""
         raise HTTPException(404)
 
 
-async def _send(parts: list[bytes | memoryview], size: int, length: int | None, send: Send) -> None:
-    """Send an answer, in pieces, so that one that is not taken waits here and not in the connection's buffer."""
+async def _send(
+    parts: list[bytes | memoryview],
+    size: int,
+    length: int | None,
+    send: Send,
+    together: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Send an answer: one that is not large together, a larger one in pieces, so that what is not taken of it waits
+    here and not in the connection's buffer.
+    """
     kind = b"application/json" if length is None else b"application/octet-stream"
     sent = [(b"content-type", kind), (b"content-length", str(size).encode())]
     if length is not None:
         sent.append((b"inference-header-content-length", str(length).encode()))
-    await send({"type": "http.response.start", "status": 200, "headers": sent})
+    start = {"type": "http.response.start", "status": 200, "headers": sent}
     if size <= _PIECE:
-        await send({"type": "http.response.body", "body": b"".join(parts)})
+        with together():
+            await send(start)
+            await send({"type": "http.response.body", "body": b"".join(parts)})
         return
+    await send(start)
     for part in parts:
-        for start in range(0, len(part), _PIECE):
-            await send({"type": "http.response.body", "body": bytes(part[start : start + _PIECE]), "more_body": True})
+        for first in range(0, len(part), _PIECE):
+            await send({"type": "http.response.body", "body": bytes(part[first : first + _PIECE]), "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 

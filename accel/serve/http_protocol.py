@@ -3,21 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .config import Limits
 
-__all__ = ["LOST", "protocol_class"]
+__all__ = ["LOST", "TOGETHER", "GatheringTransport", "protocol_class"]
 
-LOST = "saccade.lost"  # of an ASGI scope: what is called when the connection is lost
+# of an ASGI scope
+LOST = "saccade.lost"  # what is called when the connection is lost
+TOGETHER = "saccade.together"  # a context in which what is written is gathered, and sent at its end
 
 _SAID = b'{"error":"the line and the headers of the request are longer than the server allows"}'
 _TOO_LONG = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
     b"content-length: %d\r\n\r\n%s" % (len(_SAID), _SAID)
 )
+
+
+class GatheringTransport:
+    """A transport that can send several writes with one call of the system.
+
+    Each call wakes the client, which has no use for the first piece alone.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._gathered: list[bytes | memoryview] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send, or gather."""
+        if self._gathered is None:
+            self._transport.write(data)
+        else:
+            self._gathered.append(data)
+
+    def close(self) -> None:
+        """Close, after what was gathered is sent."""
+        self._send_gathered()
+        self._transport.close()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Until the block ends, gather."""
+        self._gathered = []
+        try:
+            yield
+        finally:
+            self._send_gathered()
+            self._gathered = None
+
+    def _send_gathered(self) -> None:
+        if self._gathered:
+            self._transport.writelines(self._gathered)
+            self._gathered = []
 
 
 def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
@@ -35,7 +80,7 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             self._lost = []
-            super().connection_made(transport)
+            super().connection_made(GatheringTransport(transport))  # type: ignore[arg-type]
             self._begin_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -58,6 +103,7 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
             self._begin_headers()
             super().on_message_begin()
             self.scope[LOST] = self._lost  # type: ignore[literal-required]
+            self.scope[TOGETHER] = self.transport.together  # type: ignore[attr-defined, literal-required]
 
         def on_headers_complete(self) -> None:
             self._end_headers()
