@@ -59,6 +59,15 @@ __all__ = ["serve"]
     help="How long a batch that is not full waits for more.",
 )
 @click.option(
+    "--nice",
+    type=click.IntRange(0, 19),
+    default=19,
+    show_default=True,
+    metavar="N",
+    help="How far the priority of threads that compute is below that of the one that refuses; 0 where other programs "
+    "compute beside the server.",
+)
+@click.option(
     "--queue",
     type=Count(1),
     default=64,
@@ -129,6 +138,7 @@ def serve(
     workers: int | None,
     batch: int | None,
     batch_delay: float,
+    nice: int,
     queue: int,
     timeout: float,
     explain: bool,
@@ -181,6 +191,7 @@ def serve(
         workers=workers,
         batch=batch,
         batch_delay=batch_delay / 1e3,
+        nice=nice,
         queue=queue,
         timeout=timeout,
         explain=explain,

@@ -70,6 +70,8 @@ class ServeConfig:
         batch: images of different requests that go through the engine together; 1 for none, None for the engine's
             preference: none on a processor, the bundle's batch on a GPU.
         batch_delay: seconds that a batch which is not full waits for more requests.
+        nice: how far the priority of threads that compute is below that of the one that reads requests, and refuses
+            them: 0 for not at all, 19 for as far as there is. Only on Linux.
         queue: requests that wait; any more are refused at once.
         timeout: seconds that a request may wait, unless it says less.
         explain: whether a request that does not say is given a mask.
@@ -91,6 +93,7 @@ class ServeConfig:
     workers: int | None = None
     batch: int | None = None
     batch_delay: float = 0.0
+    nice: int = 19
     queue: int = 64
     timeout: float = 30.0
     explain: bool = True
@@ -107,6 +110,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if (self.workers is not None and self.workers < 1) or (self.batch is not None and self.batch < 1):
             raise UsageError("workers and batch are at least 1")
+        if not 0 <= self.nice <= 19:
+            raise UsageError(f"a priority is from 0 to 19 lower, not {self.nice}")
         if self.queue < 1 or self.timeout <= 0 or min(self.batch_delay, self.drain_delay, self.drain_timeout) < 0:
             raise UsageError("the queue holds at least 1 request, the timeout is positive, and no delay is negative")
         if self.explain_below is not None and not 0 <= self.explain_below <= 1:

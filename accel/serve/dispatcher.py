@@ -18,8 +18,6 @@ from .work import Work
 
 __all__ = ["Dispatcher", "Finished", "Job"]
 
-_NICENESS = 5  # of threads that compute, above the process's own
-
 
 @dataclass(frozen=True)
 class Finished:
@@ -87,11 +85,13 @@ class Dispatcher:
         workers: threads.
         capacity: requests that wait at most.
         delay: seconds that a batch which is not full waits for more.
+        nice: how far the threads' priority is below that of this process, where a thread has one of its own.
     """
 
-    def __init__(self, workers: int, capacity: int, delay: float = 0.0) -> None:
+    def __init__(self, workers: int, capacity: int, delay: float = 0.0, *, nice: int = 0) -> None:
         self.capacity = capacity
         self.delay = delay
+        self.nice = nice
         self._waiting: deque[Job] = deque()
         self._ready: dict[ServedModel, deque[Job]] = {}
         self._running: set[Job] = set()
@@ -173,7 +173,7 @@ class Dispatcher:
         return not begun
 
     def _work(self) -> None:
-        _give_way()
+        _give_way(self.nice)
         while (job := self._next()) is not None:
             try:
                 if job.model.batch > 1:
@@ -281,7 +281,7 @@ class Dispatcher:
                 self._changed.wait(left)
 
 
-def _give_way() -> None:
+def _give_way(nice: int) -> None:
     """Let the thread that reads requests and refuses them go before this one, which computes.
 
     On Linux a thread has a priority of its own, and what it starts inherits it.
@@ -289,7 +289,7 @@ def _give_way() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # not allowed here: answers are the same
             thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
 
 
 def _shapes(job: Job) -> set[tuple[int, ...]]:

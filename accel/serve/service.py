@@ -64,7 +64,7 @@ class Service:
             self.models.load(name)
         alone = all(model.batch == 1 for model in self.models)
         self.workers = config.workers or (core_count() if alone else max(_DECODERS, core_count()))
-        self.dispatcher = Dispatcher(self.workers, config.queue, config.batch_delay)
+        self.dispatcher = Dispatcher(self.workers, config.queue, config.batch_delay, nice=config.nice)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="saccade-serve-models")
 
     @property

@@ -346,8 +346,9 @@ def test_threads_that_compute_let_the_one_that_refuses_go_before(dispatchers: li
             return super().answer(works, decoded)
 
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    dispatcher = Dispatcher(2, 4)
-    dispatchers.append(dispatcher)
-    dispatcher.submit(job(Watched(batch), 1)).result(SECONDS)
-    assert seen[0] > own or own == 19  # nothing is below that
+    for nice in (0, 7, 19):
+        dispatcher = Dispatcher(2, 4, nice=nice)
+        dispatchers.append(dispatcher)
+        dispatcher.submit(job(Watched(batch), 1)).result(SECONDS)
+        assert seen.pop() == min(own + nice, 19)  # nothing is below that
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
