@@ -102,13 +102,14 @@ def measured_on(threads: int) -> dict[str, Any]:
 @dataclass
 class Opened:
     """A row that is warm: of each batch size its memory, and its row of timings, with the first of them where the work
-    is long.
+    is long; or why there is none.
     """
 
     candidate: Candidate
     work: Work
     memory: dict[int, float | None]
     rows: dict[int, Row]
+    failed: dict[int, str]
 
 
 def open_rows(
@@ -140,10 +141,14 @@ def _attempt(do: Callable[[], Any], candidate: Candidate, failed: dict[str, str]
     try:
         return do()
     except Exception as error:  # whatever another package raises is the row's result
-        lines = str(error).strip().splitlines()
-        failed[candidate.entry.key] = f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
+        failed[candidate.entry.key] = _reason(error)
         console.print(f"  left out: {failed[candidate.entry.key]}", markup=False)
         return None
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
 
 
 def _opened(subject: Subject, candidate: Candidate, batches: Sequence[int], alone: dict[str, Work]) -> Opened:
@@ -153,17 +158,23 @@ def _opened(subject: Subject, candidate: Candidate, batches: Sequence[int], alon
         work.explain(subject.images_of(1))  # opens sessions and compiles
     memory: dict[int, float | None] = {}
     rows: dict[int, Row] = {}
+    failed: dict[int, str] = {}
     for batch in batches:
         images, entry = subject.images_of(batch), candidate.entry
         row = rows[batch] = Row(entry.key, entry.engine, _call(work, images), forwards=work.forwards)
         if entry.kind != "plain" and entry.engine in alone:
             row.plain = _call(alone[entry.engine], images)
         settled_mib()
-        row.measure(0, plain_first=True)
+        try:
+            row.measure(0, plain_first=True)
+        except Exception as error:  # of one batch size; the others are still worth a row
+            failed[batch] = _reason(error)
+            del rows[batch]
+            continue
         row.warmed()
         peak = peak_mib()
         memory[batch] = None if before is None or peak is None else max(0.0, peak - before) + work.weights_mib
-    return Opened(candidate, work, memory, rows)
+    return Opened(candidate, work, memory, rows, failed)
 
 
 def _call(work: Work, images: Uint8) -> Callable[[], float]:
@@ -186,9 +197,12 @@ def bench(subject: Subject, arguments: argparse.Namespace, store: Store, console
     opened, failed = open_rows(subject, [*plain, *wanted], arguments.batch_sizes, console)
     about = measured_on(arguments.threads)
     for batch in arguments.batch_sizes:
-        rows = [one.rows[batch] for one in opened]
+        rows = [one.rows[batch] for one in opened if batch in one.rows]
+        left_out = failed | {one.candidate.entry.key: one.failed[batch] for one in opened if batch in one.failed}
 
-        def keep(done: int, rows: Sequence[Row] = rows, batch: int = batch) -> None:
+        def keep(
+            done: int, rows: Sequence[Row] = rows, batch: int = batch, left_out: dict[str, str] = left_out
+        ) -> None:
             console.print(f"{subject.title}, batch {batch}: round {done}", markup=False)
             found = summary(rows)
             written = [
@@ -206,7 +220,7 @@ def bench(subject: Subject, arguments: argparse.Namespace, store: Store, console
             ]
             missing = [
                 {"model": subject.title, "batch": batch, "key": key, "failed": why, **about}
-                for key, why in failed.items()
+                for key, why in left_out.items()
             ]
             store.add([*written, *missing])
 

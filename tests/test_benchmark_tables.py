@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import capacity
 import interleaved
@@ -53,6 +54,33 @@ def test_a_row_of_the_table_has_each_batch_size_beside_the_other() -> None:
     assert cells(table, "slow")[4:8] == ["≈ 0.025", "≈ 4 000", "≈ 8 000", "–"]
     assert "the prediction alone" not in table, "it was not measured"
     assert len({line.count("|") for line in table.splitlines()}) == 1, "all lines have as many cells"
+
+
+def test_a_peer_that_fails_at_one_batch_size_keeps_its_row_at_the_others() -> None:
+    class Net:
+        title = "net"
+
+        def images_of(self, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+            return np.zeros((count, 4, 4, 3), np.uint8)
+
+    def explain(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> tuple[peers.Floats, peers.Floats]:
+        if len(images) == 8:
+            raise ValueError("one image at a time\nand much more")
+        return np.zeros((len(images), 2), np.float32), np.zeros((len(images), 4, 4), np.float32)
+
+    def broken(_: object) -> peers.Work:
+        raise ImportError("not installed")
+
+    subject: Any = Net()
+    rows = [peers.Candidate(PLAIN, lambda _: peers.Work(lambda images: explain(images[:1])))]
+    rows += [peers.Candidate(PEER, lambda _: peers.Work(explain)), peers.Candidate(SLOW, broken)]
+    opened, failed = peers.open_rows(subject, rows, [1, 8, 2], peers.Console(quiet=True))
+    plain, peer = opened
+    assert sorted(plain.rows) == [1, 2, 8]
+    assert plain.failed == {}
+    assert sorted(peer.rows) == [1, 2]
+    assert peer.failed == {8: "ValueError: one image at a time"}
+    assert failed == {SLOW.key: "ImportError: not installed"}
 
 
 def test_what_is_said_in_words_follows_the_numbers() -> None:
