@@ -132,6 +132,8 @@ def open_rows(
         )
         if found is not None:
             opened.append(found)
+            for batch, why in found.failed.items():
+                console.print(f"  left out at batch {batch}: {why}", markup=False)
             if candidate.entry.kind == "plain":
                 alone[candidate.entry.engine] = found.work
     return opened, failed

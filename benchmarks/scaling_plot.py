@@ -51,7 +51,7 @@ class Panel:
             x, y = self.numbers(points, series)
             off = y / self.law(series, x, y, x) - 1
             place = int(np.abs(off).argmax())
-            most = f"{off[place]:+.0%}".replace("-", "−")
+            most = f"{round(off[place], 2) + 0.0:+.0%}".replace("-", "−")  # no zero below zero
             worst.append(f"{series}: at most {most} from it, at {x[place]:g}")
         return "; ".join(worst)
 

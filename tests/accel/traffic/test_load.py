@@ -82,6 +82,11 @@ async def after_ten_ms(number: int, body: bytes) -> tuple[int, bytes, bool]:
     return 200, body[-48:], True
 
 
+async def silent(number: int, body: bytes) -> tuple[int, bytes, bool]:
+    await asyncio.sleep(30)
+    return 200, b"", True
+
+
 def test_clients_wait_for_their_answers() -> None:
     async def run(known: Known) -> LoadRow:
         requests = payloads(known.address, METADATA)
@@ -117,10 +122,6 @@ def test_throughput_is_what_the_server_does_however_many_wait_for_it() -> None:
 
 
 def test_what_goes_wrong_after_the_end_is_told_too() -> None:
-    async def silent(number: int, body: bytes) -> tuple[int, bytes, bool]:
-        await asyncio.sleep(30)
-        return 200, b"", True
-
     async def run(known: Known) -> LoadRow:
         requests = payloads(known.address, METADATA)
         return await closed_loop(known.address, requests, [], clients=2, seconds=0.5, timeout=0.8)
@@ -187,10 +188,6 @@ def test_refusals_failures_and_wrong_answers_are_told_apart() -> None:
 
 
 def test_a_server_that_is_silent_or_gone_is_a_failure_in_words() -> None:
-    async def silent(number: int, body: bytes) -> tuple[int, bytes, bool]:
-        await asyncio.sleep(30)
-        return 200, b"", True
-
     async def asked() -> None:
         async with Known(silent) as known:
             (request,) = payloads(known.address, METADATA, count=1)
