@@ -5,7 +5,8 @@
 
 Throughput: images/s at saturation over HTTP with binary tensors, one image a request, prediction and mask; the bare
 engine is called by as many threads as there are cores, one thread an operator. Servers and engine take turns.
-Latency: one client, beside one call of the engine after the other, in turns. Overload: five times the throughput, as a
+Latency: one client, beside one call of the engine after the other, each in a new process, several times
+(`serving_latency.py`). Overload: five times the throughput, as a
 Poisson process. Writes benchmarks/results/serving.json.
 """
 
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from brief_training import briefly_trained, bundle_of
 from cost import MODELS
 from rich.console import Console
 from rich.table import Table
+from serving_latency import latency
 
 from saccade.accel.bundle import Bundle, open_bundle
 from saccade.accel.engines import open_engine
@@ -197,31 +200,6 @@ def throughput(engine: Bare, served: Address, rival: Address | None, rounds: int
     }
 
 
-def latency(engine: Bare, served: Address, rounds: int, seconds: float) -> dict[str, Any]:
-    """Median latency of one client, over that of the engine called in turn with it."""
-
-    def alone() -> float | None:
-        return statistics.median(engine.run(1, seconds)[1]) * 1e3
-
-    def through() -> float | None:
-        return loaded(served, engine, 1, seconds).p50_ms
-
-    pairs = []
-    for turn in range(rounds):
-        first, second = (alone, through) if turn % 2 == 0 else (through, alone)
-        found = {first: first(), second: second()}
-        bare, own = found[alone], found[through]
-        assert bare is not None
-        assert own is not None
-        pairs.append((bare, own))
-    return {
-        "engine_ms": round(statistics.median(bare for bare, _ in pairs), 3),
-        "served_ms": round(statistics.median(own for _, own in pairs), 3),
-        "added_ms": round(statistics.median(own - bare for bare, own in pairs), 3),
-        "rounds": [[round(bare, 3), round(own, 3)] for bare, own in pairs],
-    }
-
-
 def overload(engine: Bare, served: Address, process: int, capacity: float, seconds: float) -> dict[str, Any]:
     """What a server does with five times what it can carry."""
     memory: list[float] = []
@@ -253,6 +231,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=["throughput", "latency", "overload"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6, help="of each turn")
+    parser.add_argument("--pairs", type=int, default=8, help="of a server and an engine, for the latency")
     parser.add_argument("--overload-seconds", type=float, default=60)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -264,19 +243,18 @@ def main() -> None:
             BUNDLES[model](folder / "bundle")
             bundle = open_bundle(folder / "bundle")
             engine = Bare(bundle)
-            with (
-                saccade_server(bundle.path, folder / "serve.log") as (served, process),
-                real_triton(bundle.path, folder) as rival,
-            ):
-                row = rows.setdefault(model, {})
+            row = rows.setdefault(model, {})
+            with saccade_server(bundle.path, folder / "serve.log") as (served, process):
                 if "throughput" in parts:
-                    row["throughput"] = throughput(engine, served, rival, arguments.rounds, arguments.seconds)
-                if "latency" in parts:
-                    row["latency"] = latency(engine, served, arguments.rounds, arguments.seconds)
+                    with real_triton(bundle.path, folder) as rival:
+                        row["throughput"] = throughput(engine, served, rival, arguments.rounds, arguments.seconds)
                 if "overload" in parts:
                     capacity = loaded(served, engine, CLIENTS, arguments.seconds).images_per_second
                     row["overload"] = overload(engine, served, process, capacity, arguments.overload_seconds)
-                row["machine"] = machine()
+            if "latency" in parts:
+                serve = partial(saccade_server, bundle.path, folder / "serve.log")
+                row["latency"] = latency(bundle.path, serve, requests_for, arguments.pairs)
+            row["machine"] = machine()
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
     table = Table("model", "measured", "value", box=None)
     for model, row in rows.items():

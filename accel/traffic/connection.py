@@ -21,11 +21,13 @@ class Reply:
         status: of HTTP; 0 where the connection failed.
         tensors: the bytes behind the JSON; of errors the body.
         reason: why the connection failed.
+        document: the JSON before the tensors; empty where the server does not tell where it ends.
     """
 
     status: int
     tensors: bytes
     reason: str = ""
+    document: bytes = b""
 
 
 class Connection:
@@ -75,7 +77,8 @@ class Connection:
             body = await reader.readexactly(int(headers.get("content-length", 0)))
         if headers.get("connection", "").lower() == "close":
             await self.close()
-        return Reply(status, body[int(headers.get("inference-header-content-length", 0)) :])
+        length = int(headers.get("inference-header-content-length", 0))
+        return Reply(status, body[length:], document=body[:length])
 
 
 async def _chunked(reader: asyncio.StreamReader) -> bytes:
