@@ -50,7 +50,7 @@ from saccade.methods.gradient.explainer import GradientExplainer
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("gradcam", "dix2", "iia2", "ig")
-METHODS_OF_ATTENTION = ("gradient-rollout", "dix2", "iia2", "ig")
+METHODS_OF_ATTENTION = ("gradcam", "gradient-rollout", "dix2", "iia2", "ig")
 STEPS = 2
 GRAIN = 2
 """Grey levels."""

@@ -59,6 +59,7 @@ CASES = (
     Case("ResNet-50", GradientConfig(method="iia2"), 13),
     Case("ResNet-101", GradientConfig(method="iia3"), 26),
     Case("ResNet-50", GradientConfig(method="ig")),
+    Case(VIT, GradientConfig(method="gradcam"), 1.15),
     Case(VIT, GradientConfig(method="rollout")),
     Case(VIT, GradientConfig(method="gradient-rollout"), 3.5),
     Case(VIT, GradientConfig(method="dix2"), None, 24),

@@ -36,7 +36,7 @@ def naive_map(
         image: normalised.
         label: the class.
         points: of every integral, with equal weights.
-        layers: the last one first; empty for attention.
+        layers: the last one first, of feature maps or, for ``"gradcam"``, of tokens; empty for attention.
         extra: tokens before the patches.
     """
     if method == "ig":
@@ -96,7 +96,10 @@ def _on_maps(
     last = _tail(model, image, layers[0])
     if method == "gradcam":
         maps = _output(model, image, layers[0])
-        weights = _gradient(last, maps, label).mean((2, 3), keepdim=True)
+        gradient = _gradient(last, maps, label)
+        if maps.ndim == 3:
+            return _of_tokens(maps[0], gradient[0])
+        weights = gradient.mean((2, 3), keepdim=True)
         return (weights * maps).sum(1).clamp_min(0)[0]
     if method == "iia2":
         parts = [_integral(last, _output(model, a * image, layers[0]), label, points) for a in points]
@@ -121,6 +124,13 @@ def _on_maps(
         product = product * finer
         result = result + product
     return result
+
+
+def _of_tokens(tokens: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM of a square of patches behind as few tokens as there can be: (T, C) to (h, w)."""
+    side = int(len(tokens) ** 0.5)
+    patches = slice(len(tokens) - side**2, None)
+    return (tokens[patches] @ gradient[patches].mean(0)).clamp_min(0).reshape(side, side)
 
 
 def _evidence(model: nn.Module, image: Tensor, label: int, replace: dict[int, Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from saccade.contracts import Floats, Uint8
 from saccade.methods.inr.extremal import ExtremalConfig, extremal_masks
+from saccade.methods.spatial import TokensAsMaps
 
 __all__ = [
     "captum_grad_cam",
@@ -54,19 +55,6 @@ class _Top(nn.Module):
         return found
 
 
-class _AsMaps(nn.Module):
-    """A layer of tokens whose patches pass through `maps` as maps (N, C, h, w), where Captum can weigh them."""
-
-    def __init__(self, layer: nn.Module, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.layer, self.grid, self.maps = layer, grid, nn.Identity()
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        found = self.layer(tokens)
-        maps = self.maps(found[:, 1:].transpose(1, 2).unflatten(2, self.grid))
-        return torch.cat([found[:, :1], maps.flatten(2).transpose(1, 2)], 1)
-
-
 def captum_grad_cam(subject: Subject) -> Work:
     """Captum's LayerGradCam."""
     from captum.attr import LayerGradCam
@@ -75,7 +63,7 @@ def captum_grad_cam(subject: Subject) -> Work:
     layer = top.model.get_submodule(subject.layer)
     if subject.grid is not None:
         parent, _, name = subject.layer.rpartition(".")
-        wrapped = _AsMaps(layer, subject.grid)
+        wrapped = TokensAsMaps(layer, subject.grid, 1)
         setattr(top.model.get_submodule(parent), name, wrapped)
         layer = wrapped.maps
     cam = LayerGradCam(top, layer)

@@ -47,7 +47,19 @@ from saccade.methods.training.explainer import TrainedExplainer
 
 RESULTS = Path(__file__).parent / "results" / "random_architectures.json"
 METHODS = ("gradcam", "layercam", "dix1", "dix2", "iia2", "ig", "ltx", "ltx any class", "ltx own", "inr")
-METHODS_OF_ATTENTION = ("rollout", "gradient-rollout", "dix1", "dix2", "iia2", "ig", "ltx", "ltx any class", "inr")
+METHODS_OF_ATTENTION = (
+    "gradcam",
+    "layercam",
+    "rollout",
+    "gradient-rollout",
+    "dix1",
+    "dix2",
+    "iia2",
+    "ig",
+    "ltx",
+    "ltx any class",
+    "inr",
+)
 MASK, PROBABILITY, OWN = 1e-4, 1e-5, 4
 ITS_OWN = ("hardly depends", "are no class token", "has no feature maps", "no feature maps")
 """Words of refusals that a random network may deserve."""

@@ -50,7 +50,7 @@ def make_contender(
 
     Raises:
         UsageError: neither, or a bundle of another classifier.
-        ModelError: Grad-CAM of a model without feature maps.
+        ModelError: Grad-CAM of a model with neither feature maps nor tokens.
         MissingDependencyError: Captum or PyTorch is not installed.
     """
     if name == "random":
@@ -103,7 +103,7 @@ def explainee_contender(name: str, explainee: Explainee) -> Contender:
     """Grad-CAM or integrated gradients of a classifier.
 
     Raises:
-        ModelError: Grad-CAM of a model without feature maps.
+        ModelError: Grad-CAM of a model with neither feature maps nor tokens.
         MissingDependencyError: Captum is not installed.
     """
 
@@ -113,10 +113,9 @@ def explainee_contender(name: str, explainee: Explainee) -> Contender:
             _shuffle(model)
         if name == "integrated-gradients":
             return integrated_gradients(model, explainee.normalise)
-        from ..methods.features import default_layers
+        from ..methods.spatial import layer_of_maps
 
-        (layer,) = default_layers(model, explainee.image_spec, 1)
-        return grad_cam(model, layer, explainee.normalise)
+        return grad_cam(model, layer_of_maps(model, explainee.image_spec), explainee.normalise)
 
     return Contender(name, build(randomised=False), lambda: build(randomised=True))
 

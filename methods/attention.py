@@ -19,6 +19,7 @@ from .features import noise_images
 __all__ = ["AttentionLayout", "AttentionTap", "attention_layout", "block_input", "rollout", "token_grid"]
 
 _EXTRA_TOKENS = (1, 2, 5)  # the class token alone, with a distillation token (DeiT), with four registers (DINOv2)
+_NONE_OR_MORE = (0, *_EXTRA_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,13 @@ class AttentionLayout:
         return self.grid[0] * self.grid[1] + self.extra
 
 
-def attention_layout(model: nn.Module, spec: ImageSpec) -> AttentionLayout:
+def attention_layout(model: nn.Module, spec: ImageSpec, *, class_token: bool = True) -> AttentionLayout:
     """Find out what the attention of a model looks like.
+
+    Args:
+        model: the classifier.
+        spec: its input.
+        class_token: there must be one.
 
     Raises:
         ModelError: the model calls no attention, or not one whose tokens are all patches of the image.
@@ -65,7 +71,7 @@ def attention_layout(model: nn.Module, spec: ImageSpec) -> AttentionLayout:
             "name a layer with feature maps with --layer"
         )
     ((tokens, _),) = shapes
-    grid, extra = token_grid(tokens, *spec.size)
+    grid, extra = token_grid(tokens, *spec.size, class_token=class_token)
     blocks = []
     for index, inside in enumerate(callers):
         others = {name for place, names in enumerate(callers) if place != index for name in names}
@@ -148,14 +154,14 @@ def _takes_all(model: nn.Module, block: str, images: Tensor, logits: Tensor) -> 
     return found.shape[0] == 2 and bool(torch.allclose(found[1:], logits, rtol=1e-4, atol=1e-5))
 
 
-def token_grid(tokens: int, height: int, width: int) -> tuple[tuple[int, int], int]:
+def token_grid(tokens: int, height: int, width: int, *, class_token: bool = True) -> tuple[tuple[int, int], int]:
     """The patches' (rows, columns) among so many tokens of an image of `height`×`width` pixels, and how many tokens lie
-    before them.
+    before them; with `class_token` one at least.
 
     Raises:
-        ModelError: no class token with a grid of the image's aspect ratio.
+        ModelError: no such tokens with a grid of the image's aspect ratio.
     """
-    for extra in _EXTRA_TOKENS:
+    for extra in _EXTRA_TOKENS if class_token else _NONE_OR_MORE:
         patches = tokens - extra
         if patches < 1:
             break

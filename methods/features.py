@@ -28,10 +28,15 @@ FeatureShape = tuple[int, int, int]  # channels, height, width
 
 
 @contextmanager
-def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def capture(model: nn.Module, layers: Sequence[str], *, leaves: bool = False) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of named layers while the model runs inside the block; the hooks are removed at its end.
 
     The model goes on with a copy, so that a map is not what the model makes of it in place (a ReLU in DenseNet).
+
+    Args:
+        model: it.
+        layers: names.
+        leaves: let a gradient begin at what is collected, and reach nothing before it.
 
     Raises:
         ModelError: the model has no such layer.
@@ -41,6 +46,8 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            if leaves and isinstance(output, Tensor):
+                output = output.detach().requires_grad_(True)
             maps[name] = output
             return output.clone() if isinstance(output, Tensor) else output
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..errors import ModelError
 from .attention import attention_layout, token_grid
 from .features import FeatureShape, capture, default_layers, noise_images
 
-__all__ = ["SpatialLayers", "spatial_layers"]
+__all__ = ["SpatialLayers", "TokensAsMaps", "layer_of_maps", "spatial_layers", "token_layer"]
 
 
 class SpatialLayers:
@@ -42,7 +43,7 @@ class SpatialLayers:
         for name in self.names:
             output = outputs.get(name)
             if isinstance(output, Tensor) and output.ndim == 3:
-                self._grids[name] = token_grid(int(output.shape[1]), *spec.size)
+                self._grids[name] = token_grid(int(output.shape[1]), *spec.size, class_token=False)
             elif not isinstance(output, Tensor) or output.ndim != 4:
                 raise ModelError(
                     f"the layer '{name}' gives neither feature maps (N, C, h, w) nor tokens (N, T, C); choose another "
@@ -50,9 +51,18 @@ class SpatialLayers:
                 )
         self.shapes: list[FeatureShape] = [(int(c), int(h), int(w)) for _, c, h, w in map(_shape, self.read(outputs))]
 
+    def grid_of(self, name: str) -> tuple[tuple[int, int], int]:
+        """Of a layer of tokens: the patches' (rows, columns), and how many tokens lie before them."""
+        return self._grids[name]
+
     def gives_tokens(self, name: str) -> bool:
         """A layer's output is tokens, not a feature map."""
         return name in self._grids
+
+    @property
+    def of_tokens(self) -> bool:
+        """All layers give tokens."""
+        return len(self._grids) == len(self.names)
 
     def read(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
         """What `capture` collected, as maps (N, C, h, w), in the order of the names."""
@@ -87,3 +97,79 @@ def spatial_layers(model: nn.Module, spec: ImageSpec, levels: int) -> tuple[str,
             raise error
         count = min(levels, len(blocks))
         return tuple(blocks[round(len(blocks) * (count - index) / count) - 1] for index in range(count))
+
+
+def token_layer(model: nn.Module, spec: ImageSpec) -> str:
+    """The layer of a transformer whose tokens a class activation map weighs: what the last attention block normalises
+    first, as `blocks.11.norm1` of timm's ViT-B; behind it only the class token may bear on the logits.
+
+    Raises:
+        ModelError: the model has no such layer.
+    """
+    blocks = attention_layout(model, spec, class_token=False).blocks
+    tokens: list[str] = []
+
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 3:
+                tokens.append(name)
+
+        return hook
+
+    norms = [
+        (f"{blocks[-1]}.{name}", module)
+        for name, module in (model.get_submodule(blocks[-1]).named_modules() if blocks[-1] else ())
+        if "norm" in type(module).__name__.lower()
+    ]
+    handles = [module.register_forward_hook(note(name)) for name, module in norms]
+    try:
+        with torch.no_grad():
+            model(noise_images(model, spec, 1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not tokens:
+        raise ModelError("the model's last attention block normalises no tokens; name a layer that gives them: --layer")
+    return tokens[0]
+
+
+class TokensAsMaps(nn.Module):
+    """In the place of a layer that gives tokens: the same, but that the patches pass through `maps` as (N, C, h, w),
+    where what knows feature maps alone can be hooked on.
+
+    Args:
+        layer: gives tokens (N, extra + h·w, C).
+        grid: (h, w) of the patches.
+        extra: tokens before them.
+    """
+
+    def __init__(self, layer: nn.Module, grid: tuple[int, int], extra: int) -> None:
+        super().__init__()
+        self.layer, self.maps = layer, nn.Identity()
+        self._grid, self._extra = grid, extra
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """Tokens as the layer gives them."""
+        tokens: Tensor = self.layer(*inputs, **named)
+        patches = tokens[:, self._extra :].transpose(1, 2)
+        maps = self.maps(patches.reshape(*patches.shape[:2], *self._grid))
+        return torch.cat([tokens[:, : self._extra], maps.flatten(2).transpose(1, 2)], 1)
+
+
+def layer_of_maps(model: nn.Module, spec: ImageSpec) -> str:
+    """The layer whose maps a class activation map weighs; of a transformer without feature maps, whose tokens pass as
+    maps from then on (see `TokensAsMaps`).
+
+    Raises:
+        ModelError: the model has neither.
+    """
+    try:
+        return default_layers(model, spec, 1)[0]
+    except ModelError as no_maps:
+        try:
+            name = token_layer(model, spec)
+            grid, extra = SpatialLayers(model, (name,), spec).grid_of(name)
+        except ModelError:
+            raise no_maps from None
+    model.set_submodule(name, TokensAsMaps(model.get_submodule(name), grid, extra))
+    return f"{name}.maps"

@@ -15,8 +15,8 @@ Preset = Literal["published", "fast"]
 PRESETS = ("published", "fast")
 
 METHODS = {
-    "gradcam": "Grad-CAM (Selvaraju et al. 2017): the last maps, weighted by their mean gradients",
-    "layercam": "LayerCAM (Jiang et al. 2021): the last maps, weighted by the positive gradient of each position",
+    "gradcam": "Grad-CAM (Selvaraju et al. 2017): the last maps or tokens, weighted by their mean gradients",
+    "layercam": "LayerCAM (Jiang et al. 2021): the last maps or tokens, weighted by positive gradients place by place",
     "ig": "integrated gradients (Sundararajan et al. 2017), from the data's mean colour",
     "dix1": "deep integrated explanations over the last layer",
     "dix2": "deep integrated explanations over the last two layers",

@@ -23,6 +23,7 @@ from .feature_maps import Setting, dix, grad_cam, iia2, iia3, layer_cam
 from .memory import batch_and_points, largest_batch, largest_output, room_of, saved_bytes
 from .paths import Attribution
 from .pixels import integrated_gradients
+from .tokens import TOKEN_METHODS, cam_of_tokens, tokens_to_weigh
 from .transformers import AttentionSetting, attention_rollout, dix_of_attention, gradient_rollout, iia_of_attention
 
 __all__ = ["Attributed", "GradientExplainer", "MapToMask"]
@@ -89,6 +90,7 @@ class GradientExplainer(nn.Module):
     Attributes:
         layers: names of the layers that are read, the last one first; empty for attention and pixels.
         on_attention: the method works on attention matrices.
+        on_tokens: it works on the tokens of a transformer, whose gradient is taken in the prediction's own pass.
         steps: of every integral.
         rule: the quadrature of every integral, of the outermost where they differ.
         inner_rule: that of the innermost integral on attention.
@@ -115,6 +117,7 @@ class GradientExplainer(nn.Module):
         self.inner_rule = quadrature(config.quadrature, config.inner_steps_of(self.on_attention))
         self.at_once = config.points_per_pass
         self.batch = max(_BATCH, config.batch)
+        self.on_tokens = False
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size).to(device_of(self.classifier))
 
@@ -136,11 +139,16 @@ class GradientExplainer(nn.Module):
         images = images.detach()
         # attention spelled out: the fused operator's gradient has no forward form
         with AttentionTap(), right_batch_norm_gradients(self.classifier):
-            with torch.no_grad(), capture(self.classifier, self.layers) as maps:
+            with (
+                torch.set_grad_enabled(self.on_tokens),
+                capture(self.classifier, self.layers, leaves=self.on_tokens) as maps,
+            ):
                 logits = self.classifier(images)
             chosen = torch.where(target < 0, logits.argmax(1), target)
             found = self._attribute(images, chosen, maps, logits)
-        return Attributed(logits, chosen, found.maps.detach(), None if found.gap is None else found.gap.detach())
+        return Attributed(
+            logits.detach(), chosen, found.maps.detach(), None if found.gap is None else found.gap.detach()
+        )
 
     @property
     def has_gap(self) -> bool:
@@ -189,6 +197,11 @@ class GradientExplainer(nn.Module):
 
     def _choose_maps(self) -> tuple[Callable[..., Attribution], tuple[int, int]]:
         config, model, spec = self.config, self.classifier, self.explainee.image_spec
+        if config.method in TOKEN_METHODS and (tokens := tokens_to_weigh(model, spec, config.layers)):
+            self.layers, self.on_tokens = tokens.names, True
+            return lambda x, c, maps, logits: cam_of_tokens(config.method, tokens, c, maps, logits), tokens.shapes[0][
+                1:
+            ]
         needed = _LAYERS[config.method]
         self.layers = config.layers or default_layers(model, spec, needed)
         if len(self.layers) != needed:

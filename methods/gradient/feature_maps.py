@@ -31,7 +31,7 @@ from .paths import (
     weighted_sum,
 )
 
-__all__ = ["Setting", "dix", "grad_cam", "iia2", "iia3", "layer_cam"]
+__all__ = ["Setting", "dix", "grad_cam", "grad_cam_of", "iia2", "iia3", "layer_cam", "layer_cam_of"]
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,23 @@ class Setting:
 def grad_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
     """max(0, Σ_c mean(∂f/∂A_c) · A_c) (Selvaraju et al. 2017, eqs. 1 and 2)."""
     values = maps[setting.layers[0]].detach()
-    weights = setting.gradient(images, values, target).mean((2, 3), keepdim=True)
-    return Attribution((weights * values).sum(1).relu(), None)
+    return grad_cam_of(values, setting.gradient(images, values, target))
 
 
 def layer_cam(setting: Setting, images: Tensor, target: Tensor, maps: Mapping[str, Tensor]) -> Attribution:
     """max(0, Σ_c max(0, ∂f/∂A_c) ∘ A_c) (Jiang et al. 2021, eqs. 5 to 7)."""
     values = maps[setting.layers[0]].detach()
-    gradient = setting.gradient(images, values, target).expand_as(values)
+    return layer_cam_of(values, setting.gradient(images, values, target))
+
+
+def grad_cam_of(values: Tensor, gradient: Tensor) -> Attribution:
+    """Grad-CAM of maps (N, C, h, w) and the gradient there, which may be the same at all positions."""
+    return Attribution((gradient.mean((2, 3), keepdim=True) * values).sum(1).relu(), None)
+
+
+def layer_cam_of(values: Tensor, gradient: Tensor) -> Attribution:
+    """LayerCAM of maps and the gradient there, as `grad_cam_of`."""
+    gradient = gradient.expand_as(values)
     return Attribution(attribution_reduce(gradient, values, _once(values), "positive gradient").relu(), None)
 
 

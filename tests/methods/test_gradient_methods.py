@@ -749,12 +749,6 @@ def test_a_method_for_attention_is_refused_on_a_cnn(tiny_explainee: Explainee, m
         GradientExplainer(tiny_explainee, GradientConfig(method=method))
 
 
-@pytest.mark.parametrize("method", ["gradcam", "layercam"])
-def test_a_method_for_maps_is_refused_on_a_transformer(method: str) -> None:
-    with pytest.raises(ModelError, match="no feature maps"):
-        GradientExplainer(explainee_of(vit(), IMAGE_SPEC, 10), GradientConfig(method=method))
-
-
 def test_iia3_and_layers_are_refused_on_attention() -> None:
     with pytest.raises(UsageError, match="iia3 does not exist for attention; take iia2"):
         GradientExplainer(explainee_of(vit(), IMAGE_SPEC, 10), GradientConfig(method="iia3"))
