@@ -199,9 +199,8 @@ class GradientExplainer(nn.Module):
         config, model, spec = self.config, self.classifier, self.explainee.image_spec
         if config.method in TOKEN_METHODS and (tokens := tokens_to_weigh(model, spec, config.layers)):
             self.layers, self.on_tokens = tokens.names, True
-            return lambda x, c, maps, logits: cam_of_tokens(config.method, tokens, c, maps, logits), tokens.shapes[0][
-                1:
-            ]
+            grid = tokens.shapes[0][1:]
+            return lambda x, c, maps, logits: cam_of_tokens(config.method, tokens, c, maps, logits), grid
         needed = _LAYERS[config.method]
         self.layers = config.layers or default_layers(model, spec, needed)
         if len(self.layers) != needed:

@@ -71,6 +71,7 @@ def cam_of_tokens(
         logits: (N, K), computed from them.
     """
     (name,) = tokens.names
-    (gradient,) = torch.autograd.grad(logits_of(logits, target).sum(), outputs[name])
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(logits_of(logits, target).sum(), outputs[name])
     (values,), (gradients,) = (tokens.read({name: tensor}) for tensor in (outputs[name].detach(), gradient))
     return TOKEN_METHODS[method](values, gradients)

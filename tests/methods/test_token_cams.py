@@ -156,6 +156,15 @@ def test_the_map_depends_on_the_class() -> None:
     assert not torch.allclose(one, other, atol=1e-3)
 
 
+# fails: the target's logit is then taken without a gradient
+def test_it_works_where_gradients_are_off() -> None:
+    explainer = GradientExplainer(explainee_of(scenes_vit()), GradientConfig(method="gradcam"))
+    images, target = images_of(IMAGE_SPEC), torch.full((3,), 4)
+    expected = explainer.attribute(images, target).maps
+    with torch.no_grad():
+        assert torch.equal(explainer.attribute(images, target).maps, expected)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = scenes_vit()
     explainer = GradientExplainer(explainee_of(model), GradientConfig(method="layercam")).double()
