@@ -39,7 +39,7 @@ def open_engine(
             the bundle holds).
         providers: of ONNX Runtime: execution providers by name, in priority order; default CPU.
         provider_options: of ONNX Runtime: each provider's options, by its name.
-        threads: of a processor, for one operator; default: all cores.
+        threads: of a processor, for one operator, as many as cores at the most; default: all cores.
         precision: of the graph: ``"fp32"``, or a lower one with which the bundle was exported.
         check: hold the engine against the golden samples first.
 

@@ -11,7 +11,7 @@ from ..errors import EngineError, OutOfMemory, UsageError
 from .bound_session import BoundSession
 from .bundle import Bundle
 from .graph_engine import ALLOCATION, Answer, GraphEngine, first_line, smaller
-from .machine import tuning_key
+from .machine import core_count, tuning_key
 from .manifest import Tuning
 
 __all__ = ["OnnxEngine", "short_name"]
@@ -39,7 +39,7 @@ class OnnxEngine(GraphEngine):
         bundle: an opened bundle.
         providers: execution providers by name (``"CUDAExecutionProvider"`` or just ``"cuda"``), in priority order.
         provider_options: of each provider, by its name as above, as ONNX Runtime's documentation lists them.
-        threads: threads for one operator; None takes what was tuned, or all cores.
+        threads: threads for one operator, as many as cores at the most; None takes what was tuned, or all cores.
         precision: of the graph, ``"fp32"`` or a lower one that the bundle holds.
         tuning: settings of the session; None takes those that the bundle holds for this machine, if any.
 
@@ -65,7 +65,7 @@ class OnnxEngine(GraphEngine):
         self.provider_options = _resolve_options(provider_options or {}, self.providers)
         stored = bundle.manifest.tuning.get(tuning_key(precision)) if self.providers == [_CPU] else None
         self.tuning = tuning or stored or Tuning()
-        self.threads = threads or self.tuning.threads
+        self.threads = min(threads or self.tuning.threads, core_count())
         self.concurrent = not any(_DEVICES.get(name) for name in self.providers)  # bound buffers are one caller's
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._bound: dict[str, BoundSession] = {}

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import EngineError, OutOfMemory, require
 from .bundle import Bundle
 from .graph_engine import ALLOCATION, Answer, GraphEngine, first_line, smaller
+from .machine import core_count
 from .onnx_prune import output_names
 
 __all__ = ["OpenVINOEngine"]
@@ -23,7 +24,7 @@ class OpenVINOEngine(GraphEngine):
 
     Args:
         bundle: an opened bundle.
-        threads: None takes all cores.
+        threads: as many as cores at the most; None takes all cores.
         precision: of the graph, ``"fp32"`` or a lower one that the bundle holds.
 
     Raises:
@@ -39,7 +40,7 @@ class OpenVINOEngine(GraphEngine):
         self._core = self._openvino.Core()
         self.settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads:
-            self.settings["INFERENCE_NUM_THREADS"] = str(threads)
+            self.settings["INFERENCE_NUM_THREADS"] = str(min(threads, core_count()))
         self._requests: dict[str, tuple[Any, list[str]]] = {}
 
     @property

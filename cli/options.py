@@ -173,7 +173,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--threads",
             type=click.IntRange(1, 4096),
             metavar="N",
-            help="Threads for one operator. [default: what saccade tune found, or all cores]",
+            help="Threads for one operator, no more than cores. [default: what saccade tune found, or all cores]",
         ),
     )
     for decorator in reversed(decorators):
@@ -182,13 +182,15 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Number(click.FloatRange):
-    """A number in a range, which neither infinity nor what is not a number lies in."""
+    """A number in a range, which neither infinity nor what is not a number lies in, nor what overflows as bytes."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse a finite number."""
         found = super().convert(value, param, ctx)
         if not math.isfinite(found):
             self.fail(f"'{value}' is not a finite number", param, ctx)
+        if found > _MOST:
+            self.fail(f"'{value}' is too much; the most is {_MOST}", param, ctx)
         return found
 
 
