@@ -50,7 +50,7 @@ from saccade.methods.gradient.explainer import GradientExplainer
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("gradcam", "dix2", "iia2", "ig")
-METHODS_OF_ATTENTION = ("gradcam", "gradient-rollout", "dix2", "iia2", "ig")
+METHODS_OF_ATTENTION = ("gradcam", "class-rollout", "gradient-rollout", "dix2", "iia2", "ig")
 STEPS = 2
 GRAIN = 2
 """Grey levels."""
@@ -276,7 +276,7 @@ def keep(row: Row, size: int) -> None:
         if earlier["size"] == size:
             found = (Row(**{**fields, "layers": tuple(fields["layers"])}) for fields in earlier["rows"])
             rows = {(each.model, each.method): each for each in found} | rows
-    names, methods = [*FEATURE_MAPS, *ATTENTION], ("gradcam", "gradient-rollout", "dix2", "iia2", "ig")
+    names, methods = [*FEATURE_MAPS, *ATTENTION], ("gradcam", "class-rollout", "gradient-rollout", "dix2", "iia2", "ig")
     ordered = sorted(rows.values(), key=lambda each: (names.index(each.model), methods.index(each.method)))
     about = {"size": size, "steps": STEPS, "machine": machine(), "rows": [asdict(each) for each in ordered]}
     path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

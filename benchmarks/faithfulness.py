@@ -47,7 +47,7 @@ SLOW = ("sic", "aic", "sensitivity", "randomisation")  # many seconds for each s
 SLOW_SCENES = 50
 GRADIENT_METHODS = {
     "scenes:resnet": ("gradcam", "layercam", "dix2", "dix3", "iia2", "iia3", "ig"),
-    "scenes:vit": ("gradcam", "layercam", "rollout", "gradient-rollout", "dix2", "iia2", "ig"),
+    "scenes:vit": ("gradcam", "layercam", "rollout", "class-rollout", "gradient-rollout", "dix2", "iia2", "ig"),
 }
 METRICS = (
     "pointing-box",

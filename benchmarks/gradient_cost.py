@@ -61,6 +61,7 @@ CASES = (
     Case("ResNet-50", GradientConfig(method="ig")),
     Case(VIT, GradientConfig(method="gradcam"), 1.15),
     Case(VIT, GradientConfig(method="rollout")),
+    Case(VIT, GradientConfig(method="class-rollout"), 1.15),
     Case(VIT, GradientConfig(method="gradient-rollout"), 3.5),
     Case(VIT, GradientConfig(method="dix2"), None, 24),
     Case(VIT, GradientConfig(method="iia2"), None, 42),

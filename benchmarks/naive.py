@@ -30,8 +30,8 @@ def naive_map(
     """The raw map (h, w) of one image (1, 3, H, W).
 
     Args:
-        method: ``"gradcam"``, ``"ig"``, ``"dix1"`` … ``"iia3"``, ``"gradient-rollout"``, and on attention, where
-            `layers` is empty, ``"dix1"`` … ``"iia2"``.
+        method: ``"gradcam"``, ``"ig"``, ``"dix1"`` … ``"iia3"``, ``"class-rollout"``, ``"gradient-rollout"``, and on
+            attention, where `layers` is empty, ``"dix1"`` … ``"iia2"``.
         model: the classifier.
         image: normalised.
         label: the class.
@@ -161,6 +161,12 @@ def _matrices(model: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def _on_attention(method: str, model: nn.Module, image: Tensor, label: int, points: Sequence[float]) -> Tensor:
+    if method == "class-rollout":
+        carried = _evidence(model, image, label, {})[-1][0]
+        for matrix in reversed(_matrices(model, image)[:-1]):
+            with_skip = matrix[0].mean(0) + torch.eye(len(carried), dtype=image.dtype)
+            carried = carried @ (with_skip / with_skip.sum(-1, keepdim=True))
+        return carried
     if method == "gradient-rollout":
         return _roll(_evidence(model, image, label, {}))
     if method == "iia2":

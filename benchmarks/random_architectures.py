@@ -51,6 +51,7 @@ METHODS_OF_ATTENTION = (
     "gradcam",
     "layercam",
     "rollout",
+    "class-rollout",
     "gradient-rollout",
     "dix1",
     "dix2",

@@ -174,7 +174,7 @@ def token_grid(tokens: int, height: int, width: int, *, class_token: bool = True
     )
 
 
-def rollout(layers: list[Tensor], grid: tuple[int, int], extra: int) -> Tensor:
+def rollout(layers: list[Tensor], grid: tuple[int, int], extra: int, row: Tensor | None = None) -> Tensor:
     """Attention rollout (Abnar & Zuidema 2020): how much of each patch arrives in the class token.
 
     R = Π_l norm(A_l + I), the last layer leftmost, where norm divides each row by its sum; the map is the class token's
@@ -184,13 +184,17 @@ def rollout(layers: list[Tensor], grid: tuple[int, int], extra: int) -> Tensor:
         layers: non-negative (N, T, T), first layer first.
         grid: (h, w) of the patches.
         extra: tokens before the patches.
+        row: what is carried along, (N, 1, T) over the tokens behind the last of the layers; the class token alone
+            unless told otherwise.
 
     Returns:
         (N, h, w).
     """
-    last = layers[-1]
-    row = F.one_hot(torch.zeros(1, dtype=torch.int64, device=last.device), last.shape[-1]).to(last.dtype)
-    carried = row[None]  # (1, 1, T), broadcast by the first product
+    if row is None:
+        last = layers[-1]
+        first = F.one_hot(torch.zeros(1, dtype=torch.int64, device=last.device), last.shape[-1]).to(last.dtype)
+        row = first[None]  # (1, 1, T), broadcast by the first product
+    carried = row
     for layer in reversed(layers):
         scaled = carried / (1 + layer.sum(-1))[:, None]
         carried = scaled @ layer + scaled

@@ -24,14 +24,16 @@ class AttentionTap(TorchFunctionMode):
 
     Args:
         replace: by the number of the attention in the order of calls, the matrix (N, heads, T, T) that takes its place.
+        leaf: of this attention's matrix a gradient is wanted, and of nothing before it.
 
     Attributes:
         matrices: (N, heads, T, T), after softmax, in the order of calls.
         on_attention: called at each attention.
     """
 
-    def __init__(self, replace: Mapping[int, Tensor] | None = None) -> None:
+    def __init__(self, replace: Mapping[int, Tensor] | None = None, leaf: int | None = None) -> None:
         super().__init__()
+        self.leaf = leaf
         self.matrices: list[Tensor] = []
         self.replace = dict(replace or {})
         self.on_attention: Callable[[], None] = lambda: None
@@ -68,6 +70,8 @@ class AttentionTap(TorchFunctionMode):
         matrix = logits.softmax(-1)
         if (index := len(self.matrices)) in self.replace:
             matrix = self.replace[index]
+        if index == self.leaf:
+            matrix = matrix.detach().requires_grad_(True)
         self.matrices.append(matrix)
         self.on_attention()
         return matrix @ value

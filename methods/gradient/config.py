@@ -24,7 +24,8 @@ METHODS = {
     "iia2": "iterated integrated attributions over the image and the last layer",
     "iia3": "iterated integrated attributions over the image and the last two layers",
     "rollout": "attention rollout (Abnar & Zuidema 2020); does not depend on the class",
-    "gradient-rollout": "attention rollout weighted by gradients",
+    "class-rollout": "attention rollout of what speaks for the class in the last block, by its gradient alone",
+    "gradient-rollout": "attention rollout weighted by the gradients of all blocks",
 }
 """By the names that users type."""
 

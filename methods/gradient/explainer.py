@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,14 @@ from .memory import batch_and_points, largest_batch, largest_output, room_of, sa
 from .paths import Attribution
 from .pixels import integrated_gradients
 from .tokens import TOKEN_METHODS, cam_of_tokens, tokens_to_weigh
-from .transformers import AttentionSetting, attention_rollout, dix_of_attention, gradient_rollout, iia_of_attention
+from .transformers import (
+    AttentionSetting,
+    attention_rollout,
+    class_rollout,
+    dix_of_attention,
+    gradient_rollout,
+    iia_of_attention,
+)
 
 __all__ = ["Attributed", "GradientExplainer", "MapToMask"]
 
@@ -39,7 +46,7 @@ _ON_MAPS: dict[str, Callable[..., Attribution]] = {
     "iia3": iia3,
 }
 _BATCH = 8
-_ATTENTION_ONLY = ("rollout", "gradient-rollout")
+_ATTENTION_ONLY = ("rollout", "class-rollout", "gradient-rollout")
 _FASTEST = 6  # points of an attention matrix's path per pass: of a ViT-B, 11 cost a third more each, out of the caches
 
 
@@ -57,6 +64,27 @@ class Attributed(NamedTuple):
     target: Tensor
     maps: Tensor
     gap: Tensor | None
+
+
+class _Pass(NamedTuple):
+    """The prediction's own pass, which methods take what they can from.
+
+    Attributes:
+        images: normalised (N, 3, H, W).
+        target: the class to explain, int64 (N,).
+        maps: outputs of the layers that are read, by name.
+        matrices: attention (N, heads, T, T), in the order of calls.
+        logits: (N, K), with their graph from a leaf on, where a method asked for one.
+    """
+
+    images: Tensor
+    target: Tensor
+    maps: Mapping[str, Tensor]
+    matrices: Sequence[Tensor]
+    logits: Tensor
+
+
+_Attribute = Callable[[_Pass], Attribution]
 
 
 class MapToMask(nn.Module):
@@ -118,6 +146,7 @@ class GradientExplainer(nn.Module):
         self.at_once = config.points_per_pass
         self.batch = max(_BATCH, config.batch)
         self.on_tokens = False
+        self._leaf: int | None = None  # number of the attention whose matrix the prediction's own gradient reaches
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size).to(device_of(self.classifier))
 
@@ -138,14 +167,14 @@ class GradientExplainer(nn.Module):
         """The prediction and the raw map; arguments as for `forward`."""
         images = images.detach()
         # attention spelled out: the fused operator's gradient has no forward form
-        with AttentionTap(), right_batch_norm_gradients(self.classifier):
+        with AttentionTap(leaf=self._leaf) as tap, right_batch_norm_gradients(self.classifier):
             with (
-                torch.set_grad_enabled(self.on_tokens),
+                torch.set_grad_enabled(self.on_tokens or self._leaf is not None),
                 capture(self.classifier, self.layers, leaves=self.on_tokens) as maps,
             ):
                 logits = self.classifier(images)
             chosen = torch.where(target < 0, logits.argmax(1), target)
-            found = self._attribute(images, chosen, maps, logits)
+            found = self._attribute(_Pass(images, chosen, maps, tuple(tap.matrices), logits))
         return Attributed(
             logits.detach(), chosen, found.maps.detach(), None if found.gap is None else found.gap.detach()
         )
@@ -161,10 +190,8 @@ class GradientExplainer(nn.Module):
         super().train(False)
         return self
 
-    def _choose(self) -> tuple[Callable[..., Attribution], tuple[int, int] | None]:
-        """The function of images, classes, feature maps and logits that attributes, and the grid of its maps (None: the
-        image's own).
-        """
+    def _choose(self) -> tuple[_Attribute, tuple[int, int] | None]:
+        """The function that attributes, and the grid of its maps (None: the image's own)."""
         if self.config.method == "ig":
             model, spec = self.classifier, self.explainee.image_spec
             one = noise_images(model, spec, 1).requires_grad_(True)
@@ -174,7 +201,7 @@ class GradientExplainer(nn.Module):
             return self._integrate_pixels, None
         return self._choose_attention() if self.on_attention else self._choose_maps()
 
-    def _choose_attention(self) -> tuple[Callable[..., Attribution], tuple[int, int]]:
+    def _choose_attention(self) -> tuple[_Attribute, tuple[int, int]]:
         config, model, spec = self.config, self.classifier, self.explainee.image_spec
         if config.layers:
             raise UsageError(f"{config.method} reads all attention blocks of this model; leave out --layer")
@@ -195,12 +222,12 @@ class GradientExplainer(nn.Module):
         setting = AttentionSetting(model, layout, self.inner_rule, self.rule, published, self.at_once)
         return self._on_attention(setting), layout.grid
 
-    def _choose_maps(self) -> tuple[Callable[..., Attribution], tuple[int, int]]:
+    def _choose_maps(self) -> tuple[_Attribute, tuple[int, int]]:
         config, model, spec = self.config, self.classifier, self.explainee.image_spec
         if config.method in TOKEN_METHODS and (tokens := tokens_to_weigh(model, spec, config.layers)):
             self.layers, self.on_tokens = tokens.names, True
             grid = tokens.shapes[0][1:]
-            return lambda x, c, maps, logits: cam_of_tokens(config.method, tokens, c, maps, logits), grid
+            return lambda one: cam_of_tokens(config.method, tokens, one.target, one.maps, one.logits), grid
         needed = _LAYERS[config.method]
         self.layers = config.layers or default_layers(model, spec, needed)
         if len(self.layers) != needed:
@@ -224,7 +251,7 @@ class GradientExplainer(nn.Module):
         setting = Setting(model, self.layers, enlarging, heads, self.rule, config.mode == "code", self.at_once)
         method = _ON_MAPS[config.method]
         finest = shapes[-1] if config.method.startswith("dix") else shapes[0]
-        return lambda x, c, maps, logits: method(setting, x, c, maps), finest[1:]
+        return lambda one: method(setting, one.images, one.target, one.maps), finest[1:]
 
     def _fit_maps(self, shapes: Sequence[FeatureShape], heads: Sequence[Tensor | None]) -> None:
         model, spec = self.classifier, self.explainee.image_spec
@@ -250,20 +277,24 @@ class GradientExplainer(nn.Module):
             self.at_once = 0 if found >= points * outer else found
             self.batch = max(batch, min(_BATCH, largest_batch(room, fixed, each, points, found)))
 
-    def _integrate_pixels(self, images: Tensor, target: Tensor, maps: Any, logits: Tensor) -> Attribution:
-        gained = logits_of(logits - self.nothing, target)
-        return integrated_gradients(self.classifier, images, target, self.rule, self.at_once, gained)
+    def _integrate_pixels(self, one: _Pass) -> Attribution:
+        gained = logits_of(one.logits - self.nothing, one.target)
+        return integrated_gradients(self.classifier, one.images, one.target, self.rule, self.at_once, gained)
 
-    def _on_attention(self, setting: AttentionSetting) -> Callable[..., Attribution]:
+    def _on_attention(self, setting: AttentionSetting) -> _Attribute:
         method = self.config.method
         if method == "rollout":
-            return lambda x, c, maps, logits: attention_rollout(setting, x, c)
+            return lambda one: attention_rollout(setting, one.matrices)
+        if method == "class-rollout":
+            self._leaf = len(setting.layout) - 1
+            return lambda one: class_rollout(setting, one.matrices, one.logits, one.target)
         if method == "gradient-rollout":
-            return lambda x, c, maps, logits: gradient_rollout(setting, x, c)
+            self._leaf = 0
+            return lambda one: gradient_rollout(setting, one.matrices, one.logits, one.target)
         if method == "iia2":
-            return lambda x, c, maps, logits: iia_of_attention(setting, x, c)
+            return lambda one: iia_of_attention(setting, one.images, one.target)
         if method.startswith("dix"):
-            return lambda x, c, maps, logits: dix_of_attention(setting, x, c, int(method[3:]))
+            return lambda one: dix_of_attention(setting, one.images, one.target, int(method[3:]))
         raise UsageError(f"{method} does not exist for attention; take iia2")
 
     def _attention_is_better(self) -> bool:

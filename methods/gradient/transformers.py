@@ -1,4 +1,4 @@
-"""Attention rollout, gradient rollout, DIX and IIA on the attention matrices of a vision transformer."""
+"""Attention rollout, class rollout, gradient rollout, DIX and IIA on the attention matrices of a vision transformer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from ..quadrature import Quadrature
 from ..representation import logits_of
 from .paths import Attribution, by_point, completeness_gap, passes, weighted_sum
 
-__all__ = ["AttentionSetting", "attention_rollout", "dix_of_attention", "gradient_rollout", "iia_of_attention"]
+__all__ = [
+    "AttentionSetting",
+    "attention_rollout",
+    "class_rollout",
+    "dix_of_attention",
+    "gradient_rollout",
+    "iia_of_attention",
+]
 
 
 @dataclass(frozen=True)
@@ -46,21 +53,45 @@ class AttentionSetting:
         return rollout(list(layers), self.layout.grid, self.layout.extra)
 
 
-def attention_rollout(setting: AttentionSetting, images: Tensor, target: Tensor) -> Attribution:
+def attention_rollout(setting: AttentionSetting, matrices: Sequence[Tensor]) -> Attribution:
     """Rollout of the attention's mean over heads (Abnar & Zuidema 2020); the class plays no role."""
-    with torch.no_grad(), AttentionTap() as tap:
-        setting.model(images)
-    return Attribution(setting.roll([matrix.mean(1) for matrix in tap.matrices]), None)
+    return Attribution(setting.roll([matrix.mean(1) for matrix in matrices]), None)
 
 
-def gradient_rollout(setting: AttentionSetting, images: Tensor, target: Tensor) -> Attribution:
-    """Rollout of the mean over heads of max(0, A ∘ ∂f/∂A)."""
-    with torch.enable_grad(), AttentionTap() as tap:
-        logits = setting.model(images.detach().requires_grad_(True))
-        gradients = torch.autograd.grad(logits_of(logits, target).sum(), tap.matrices)
-    once = images.new_ones(1)
-    layers = [_evidence(*pair, once) for pair in zip(tap.matrices, gradients, strict=True)]
+def class_rollout(setting: AttentionSetting, matrices: Sequence[Tensor], logits: Tensor, target: Tensor) -> Attribution:
+    """What speaks for the class in the last block, followed to the patches by the rollout of the blocks before.
+
+    e = the class token's row of mean_heads max(0, A_L ∘ ∂f/∂A_L), over its sum, and then e · Π_{l<L} norm(Ā_l + I) with
+    Ā the mean over heads. Gradient rollout with the gradients of the last block alone, whose backward pass is all that
+    it takes; what the class token keeps of itself in the last block is no evidence, and left out.
+
+    Args:
+        setting: the model.
+        matrices: of the prediction's own pass, (N, heads, T, T), the last one a leaf.
+        logits: of that pass, (N, K).
+        target: class, int64 (N,).
+    """
+    last = len(matrices) - 1
+    (gradient,) = _gradients_of(logits, target, matrices[last:])
+    evidence = _evidence(matrices[last][:, :, :1], gradient[:, :, :1], logits.new_ones(1))
+    row = evidence / evidence.sum(-1, keepdim=True).clamp_min(1e-20)
+    means = [matrix.mean(1) for matrix in matrices[:last]]
+    return Attribution(rollout(means, setting.layout.grid, setting.layout.extra, row), None)
+
+
+def gradient_rollout(
+    setting: AttentionSetting, matrices: Sequence[Tensor], logits: Tensor, target: Tensor
+) -> Attribution:
+    """Rollout of the mean over heads of max(0, A ∘ ∂f/∂A); arguments as of `class_rollout`, the first matrix a leaf."""
+    gradients = _gradients_of(logits, target, matrices)
+    once = logits.new_ones(1)
+    layers = [_evidence(*pair, once) for pair in zip(matrices, gradients, strict=True)]
     return Attribution(setting.roll(layers), None)
+
+
+def _gradients_of(logits: Tensor, target: Tensor, matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        return torch.autograd.grad(logits_of(logits, target).sum(), matrices)
 
 
 def dix_of_attention(setting: AttentionSetting, images: Tensor, target: Tensor, depth: int) -> Attribution:
@@ -199,5 +230,5 @@ def _gradients(output: Tensor, inputs: list[Tensor], cotangent: Tensor) -> tuple
 
 
 def _evidence(matrix: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
-    """The mean over heads of max(0, A ∘ ∂f/∂A), summed over points with weights (P,): (N, T, T)."""
+    """The mean over heads of max(0, A ∘ ∂f/∂A), summed over points with weights (P,): (N, T, T), or of some rows."""
     return attribution_reduce(gradient, matrix, weights / matrix.shape[1], "positive product")

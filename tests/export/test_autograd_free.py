@@ -252,7 +252,7 @@ def test_methods_on_maps_become_a_graph(linear: bool, config: GradientConfig) ->
     assert_graph_equals_eager(graph, explainer)
 
 
-@pytest.mark.parametrize("method", ["dix1", "gradcam", "layercam"])
+@pytest.mark.parametrize("method", ["dix1", "gradcam", "layercam", "class-rollout"])
 def test_methods_on_attention_become_a_graph(method: str) -> None:
     torch.manual_seed(0)
     model = exact(ScenesViT(width=16, depth=2, heads=2))

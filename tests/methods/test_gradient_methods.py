@@ -534,6 +534,16 @@ def naive_attention(model: ScenesViT, method: str, image: Tensor, label: int, gr
     weights = [weight for _, weight in grid]
     if method == "rollout":
         return rolled([matrix.mean(0) for matrix in matrices])
+    if method == "class-rollout":
+        row = evidence(model, image, label, {})[last][0]
+        carried = {0: row / row.sum()}
+        for depth, matrix in enumerate(reversed(matrices[:last])):
+            mean, before = matrix.mean(0), carried[depth]
+            carried[depth + 1] = torch.zeros_like(before)
+            for token in range(len(before)):  # what arrives in a token came from itself and from all
+                kept = torch.eye(len(before), dtype=mean.dtype)[token]
+                carried[depth + 1] += before[token] * (mean[token] + kept) / (1 + mean[token].sum())
+        return carried[last][1:].reshape(12, 12)
     if method == "gradient-rollout":
         return rolled(evidence(model, image, label, {}))
     if method == "iia2":
@@ -563,6 +573,7 @@ def scenes() -> Tensor:
     ("method", "mode"),
     [
         ("rollout", "paper"),
+        ("class-rollout", "paper"),
         ("gradient-rollout", "paper"),
         ("dix1", "paper"),
         ("dix2", "paper"),
@@ -600,12 +611,13 @@ def test_attention_maps_do_not_depend_on_points_per_pass_or_the_batch(method: st
         torch.testing.assert_close(other, first, rtol=0, atol=1e-11 * float(first.max()))
 
 
-def test_rollout_is_the_same_for_every_class_and_gradient_rollout_is_not(scenes: Tensor) -> None:
+def test_rollout_is_the_same_for_every_class_and_the_others_are_not(scenes: Tensor) -> None:
     labels = torch.tensor([0, 1]), torch.tensor([5, 6])
     one, other = (explain(vit(), GradientConfig(method="rollout"), scenes, target)[2] for target in labels)
     assert torch.equal(one, other)
-    one, other = (explain(vit(), GradientConfig(method="gradient-rollout"), scenes, target)[2] for target in labels)
-    assert not torch.allclose(one, other, rtol=1e-3, atol=0)
+    for method in ("class-rollout", "gradient-rollout"):
+        one, other = (explain(vit(), GradientConfig(method=method), scenes, target)[2] for target in labels)
+        assert not torch.allclose(one, other, rtol=1e-3, atol=0)
     assert not GradientConfig(method="rollout").class_specific
     assert all(GradientConfig(method=name).class_specific for name in METHODS if name != "rollout")
 
@@ -632,7 +644,7 @@ def test_a_model_that_cannot_be_split_at_its_blocks_gives_the_same_maps(scenes: 
     torch.testing.assert_close(found.gap, expected.gap, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["gradient-rollout", "dix2", "iia2", "ig"])
+@pytest.mark.parametrize("method", ["class-rollout", "gradient-rollout", "dix2", "iia2", "ig"])
 def test_attention_is_explained_inside_no_grad(method: str, scenes: Tensor) -> None:
     explainer = GradientExplainer(explainee_of(vit(), IMAGE_SPEC, 10), GradientConfig(method=method, steps=2))
     target = torch.full((len(scenes),), 3)
@@ -743,7 +755,7 @@ def test_a_layer_without_feature_maps_is_refused(tiny_explainee: Explainee) -> N
         GradientExplainer(tiny_explainee, GradientConfig(method="gradcam", layers=("head",)))
 
 
-@pytest.mark.parametrize("method", ["rollout", "gradient-rollout"])
+@pytest.mark.parametrize("method", ["rollout", "class-rollout", "gradient-rollout"])
 def test_a_method_for_attention_is_refused_on_a_cnn(tiny_explainee: Explainee, method: str) -> None:
     with pytest.raises(ModelError, match="calls no attention"):
         GradientExplainer(tiny_explainee, GradientConfig(method=method))
@@ -754,6 +766,27 @@ def test_iia3_and_layers_are_refused_on_attention() -> None:
         GradientExplainer(explainee_of(vit(), IMAGE_SPEC, 10), GradientConfig(method="iia3"))
     with pytest.raises(UsageError, match="leave out --layer"):
         GradientExplainer(explainee_of(vit(), IMAGE_SPEC, 10), GradientConfig(method="rollout", layers=("stem",)))
+
+
+def test_class_rollout_of_a_single_block_is_its_evidence(scenes: Tensor) -> None:
+    torch.manual_seed(0)
+    model = exact(ScenesViT(width=16, depth=1, heads=2))
+    assert isinstance(model, ScenesViT)
+    _, chosen, found = explain(model, GradientConfig(method="class-rollout"), scenes, torch.tensor([3, -1]))
+    for image, label, one in zip(scenes, chosen, found, strict=True):
+        row = evidence(model, image, int(label), {})[0][0]
+        torch.testing.assert_close(one, (row / row.sum())[1:].reshape(12, 12), rtol=1e-9, atol=1e-14)
+
+
+# one pass: the model runs once, with its prediction, and not again for the map
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "rollout", "class-rollout", "gradient-rollout"])
+def test_what_needs_no_path_takes_the_prediction_s_own_pass(method: str, scenes: Tensor) -> None:
+    explainer = GradientExplainer(explainee_of(vit(), IMAGE_SPEC, 10), GradientConfig(method=method))
+    runs: list[int] = []
+    handle = explainer.classifier.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
+    explainer.attribute(scenes, torch.tensor([3, -1]))
+    handle.remove()
+    assert runs == [2]
 
 
 # fails: `dix_of_attention` then asks for block -1, which nothing replaces, and adds a map that is not integrated
