@@ -4,7 +4,7 @@ Captum's, DIX and IIA of a ViT beside the loops of the published code.
     python benchmarks/gradient_cost.py                      all, about half an hour on two cores
     python benchmarks/gradient_cost.py --cases gradcam dix2 --seconds 5
 
-The unit is the classifier alone, cut out of the same graph and run in turn with it. Weights are random: cost does not
+The unit is the classifier alone, as a graph of its own that runs in turn with it. Weights are random: cost does not
 depend on them. The last part runs ViT-B IIA2 on a batch of 8 in a process of its own and tells its largest memory.
 Writes benchmarks/results/gradient_cost.json.
 """
@@ -26,6 +26,7 @@ import onnxruntime as ort
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from zoo import build, photographs, tensors
 
 from saccade.accel.machine import machine
@@ -132,6 +133,19 @@ def published_pass(explainee: Explainee, images: torch.Tensor) -> Callable[[], o
     return run
 
 
+class Alone(nn.Module):
+    """The classifier without its explainer, whole: of a transformer's last block a graph that explains leaves out what
+    the logits do not need.
+    """
+
+    def __init__(self, explainer: GradientExplainer) -> None:
+        super().__init__()
+        self.whole = ExplainerGraph(explainer)
+
+    def forward(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.whole.predict(image), target + 0
+
+
 def measure(case: Case, seconds: float, folder: Path) -> dict[str, object]:
     explainee = build(case.model)
     began = time.perf_counter()
@@ -142,8 +156,9 @@ def measure(case: Case, seconds: float, folder: Path) -> dict[str, object]:
     export_seconds = time.perf_counter() - began
     images = photographs(explainee.image_spec)[:1]
     normalised = tensors(images, explainee.image_spec)
-    content = path.read_bytes()
-    full, plain = session_of(content), session_of(prune_onnx(content, ("probabilities",)))
+    alone, names = folder / "classifier.onnx", ("probabilities", "target_class")
+    export_onnx(Alone(explainer), explainee.image_spec, alone, example=graph.example(), outputs=names, rewrite=False)
+    full, plain = session_of(path.read_bytes()), session_of(prune_onnx(alone.read_bytes(), names[:1]))
     feeds = {"image": images, "target": np.array([1], dtype=np.int64)}
     calls: list[Callable[[], object]] = [lambda: full.run(None, feeds), lambda: plain.run(None, {"image": images})]
     if case.config.method == "ig" and case.config.preset == "published":

@@ -311,17 +311,18 @@ def page(store: Store) -> str:
     text = []
     if rows:
         newest = max(rows, key=lambda row: row["date"])
-        alike = ("date", "threads", "machine", "versions")
+        alike = ("threads", "machine", "versions")
         rows = [row for row in rows if all(row[name] == newest[name] for name in alike)]
         found = newest["machine"]
         versions = ", ".join(f"{name} {number}" for name, number in newest["versions"].items())
         text += [
-            f"{found['processor']}, {found['cores']} cores, {newest['threads']} threads, {newest['date']}; "
+            f"{found['processor']}, {found['cores']} cores, {newest['threads']} threads; "
             f"Python {found['python']}, {versions}.",
         ]
     text += ["![Cost and faithfulness of the explainers](images/peers.png)"]
     for model in dict.fromkeys(row["model"] for row in rows):
-        text += [f"### {model}, 224 px", cost_table(ENTRIES, rows, model)]
+        dates = ", ".join(sorted({row["date"] for row in rows if row["model"] == model}))
+        text += [f"### {model}, 224 px, {dates}", cost_table(ENTRIES, rows, model)]
     measured = store.faithfulness.get("rows", {})
     if measured:
         said = f"{store.faithfulness['scenes']} planted scenes, 95 % intervals, {store.faithfulness['date']}"

@@ -25,7 +25,7 @@ __all__ = ["demo"]
 LTX = {"shared": "LTX, shared trunk", "own": "LTX, own backbone"}
 GRADIENTS = {
     "scenes:resnet": {"gradcam": "Grad-CAM", "dix2": "DIX, two layers", "iia2": "IIA, two integrals"},
-    "scenes:vit": {"gradient-rollout": "gradient rollout", "dix2": "DIX, two blocks", "iia2": "IIA, two integrals"},
+    "scenes:vit": {"class-rollout": "class rollout", "dix2": "DIX, two blocks", "iia2": "IIA, two integrals"},
 }
 FUNCTIONS: dict[str, tuple[tuple[float, ...], int]] = {"INR, four areas": ((), 0), "INR, two masks": ((0.04,), 2)}
 """Areas, and masks without a common pixel."""

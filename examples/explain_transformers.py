@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_model(options.model)
 
     # what `saccade export …` and `saccade explain …` do in a shell
-    export = ["export", "--method", "gradient-rollout", "--model", f"hf:{options.model}", "--out", str(options.out)]
+    export = ["export", "--method", "class-rollout", "--model", f"hf:{options.model}", "--out", str(options.out)]
     saccade([*export, "--overwrite"], standalone_mode=False)
     explain = ["explain", str(options.photo), "--bundle", str(options.out), "--out", f"{options.out}-pictures"]
     saccade(explain, standalone_mode=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ class TracedExplainer(nn.Module):
         self.explainee = explainer.explainee
         height, width = explainer.explainee.image_spec.size
         images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-        self.graph = trace_autograd_free(explainer.attribute, (images, torch.tensor([0, -1])))
+        self.graph = trace_autograd_free(partial(explainer.attribute, lean=True), (images, torch.tensor([0, -1])))
         self.mask = explainer.mask
         self.has_gap = explainer.has_gap
 

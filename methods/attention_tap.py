@@ -25,14 +25,25 @@ class AttentionTap(TorchFunctionMode):
     Args:
         replace: by the number of the attention in the order of calls, the matrix (N, heads, T, T) that takes its place.
         leaf: of this attention's matrix a gradient is wanted, and of nothing before it.
+        attended: by the number of the attention, keys and values (N, heads, T, d) that take the place of its own, of
+            which there may be fewer.
 
     Attributes:
         matrices: (N, heads, T, T), after softmax, in the order of calls.
+        last_attended: keys and values of the last attention so far.
         on_attention: called at each attention.
     """
 
-    def __init__(self, replace: Mapping[int, Tensor] | None = None, leaf: int | None = None) -> None:
+    def __init__(
+        self,
+        replace: Mapping[int, Tensor] | None = None,
+        *,
+        leaf: int | None = None,
+        attended: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         super().__init__()
+        self.attended = dict(attended or {})
+        self.last_attended: tuple[Tensor, Tensor] | None = None
         self.leaf = leaf
         self.matrices: list[Tensor] = []
         self.replace = dict(replace or {})
@@ -62,13 +73,15 @@ class AttentionTap(TorchFunctionMode):
     ) -> Tensor:
         if is_causal or enable_gqa:
             raise ModelError("attention that is causal or grouped cannot be captured; vision transformers use neither")
+        index = len(self.matrices)
+        key, value = self.last_attended = self.attended.get(index, (key, value))
         logits = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
                 attn_mask = torch.zeros_like(attn_mask, dtype=logits.dtype).masked_fill(~attn_mask, -torch.inf)
             logits = logits + attn_mask
         matrix = logits.softmax(-1)
-        if (index := len(self.matrices)) in self.replace:
+        if index in self.replace:
             matrix = self.replace[index]
         if index == self.leaf:
             matrix = matrix.detach().requires_grad_(True)

@@ -63,4 +63,4 @@ def test_transformers_from_a_folder_that_it_makes(example: Callable[..., None]) 
     record = json.loads(Path("transformers-bundle-pictures/results.jsonl").read_text())
     assert record["class"] in ("ant", "bee", "cat")
     assert Path("transformers-bundle-pictures", record["files"]["overlay"]).is_file()
-    assert saccade.open_bundle("transformers-bundle").manifest.method == "gradient-rollout"
+    assert saccade.open_bundle("transformers-bundle").manifest.method == "class-rollout"

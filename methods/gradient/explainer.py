@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
-from ..attention import AttentionTap, attention_layout
+from ..attention import AttentionTap, attention_layout, block_input
 from ..batch_norm import right_batch_norm_gradients
 from ..explainee import Explainee
 from ..features import FeatureShape, capture, default_layers, device_of, feature_shapes, noise_images
 from ..fold import folded
+from ..last_block import LastBlock, last_block
 from ..quadrature import quadrature
 from ..representation import linear_head, logits_of, run_from
 from ..upsample import BilinearUpsample, interpolation_matrix
@@ -73,7 +75,7 @@ class _Pass(NamedTuple):
         images: normalised (N, 3, H, W).
         target: the class to explain, int64 (N,).
         maps: outputs of the layers that are read, by name.
-        matrices: attention (N, heads, T, T), in the order of calls.
+        matrices: attention (N, heads, T, T), in the order of calls; of the last one perhaps the first rows alone.
         logits: (N, K), with their graph from a leaf on, where a method asked for one.
     """
 
@@ -147,6 +149,7 @@ class GradientExplainer(nn.Module):
         self.batch = max(_BATCH, config.batch)
         self.on_tokens = False
         self._leaf: int | None = None  # number of the attention whose matrix the prediction's own gradient reaches
+        self._last: LastBlock | None = None  # of methods that take the prediction's own pass
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size).to(device_of(self.classifier))
 
@@ -163,18 +166,35 @@ class GradientExplainer(nn.Module):
         logits, chosen, maps, gap = self.attribute(images, target)
         return logits, chosen, self.mask(maps), gap
 
-    def attribute(self, images: Tensor, target: Tensor) -> Attributed:
-        """The prediction and the raw map; arguments as for `forward`."""
+    def attribute(self, images: Tensor, target: Tensor, *, lean: bool = False) -> Attributed:
+        """The prediction and the raw map; arguments as for `forward`.
+
+        With `lean` nothing that the logits do not need is in it of a transformer's last block (see `last_block`), at
+        the price of another pass, of which a traced graph keeps that block alone.
+        """
         images = images.detach()
+        last = self._last if lean else None
+        gradients = self.on_tokens or self._leaf is not None
+        in_first_pass = self._leaf if last is None or self._leaf != last.attention else None
         # attention spelled out: the fused operator's gradient has no forward form
-        with AttentionTap(leaf=self._leaf) as tap, right_batch_norm_gradients(self.classifier):
+        watched: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if last is not None:
+            watched = block_input(self.classifier, last.name)
+        with AttentionTap(leaf=in_first_pass) as tap, right_batch_norm_gradients(self.classifier):
             with (
-                torch.set_grad_enabled(self.on_tokens or self._leaf is not None),
+                torch.set_grad_enabled(gradients),
                 capture(self.classifier, self.layers, leaves=self.on_tokens) as maps,
+                watched as taken,
             ):
                 logits = self.classifier(images)
+            matrices = tuple(tap.matrices)
+            if last is not None and tap.last_attended is not None:
+                begins = self._leaf == last.attention
+                with torch.set_grad_enabled(gradients):
+                    logits, row = last.finish(self.classifier, images, taken[0], tap.last_attended, leaf=begins)
+                matrices = (*matrices[:-1], row)
             chosen = torch.where(target < 0, logits.argmax(1), target)
-            found = self._attribute(_Pass(images, chosen, maps, tuple(tap.matrices), logits))
+            found = self._attribute(_Pass(images, chosen, maps, matrices, logits))
         return Attributed(
             logits.detach(), chosen, found.maps.detach(), None if found.gap is None else found.gap.detach()
         )
@@ -206,6 +226,8 @@ class GradientExplainer(nn.Module):
         if config.layers:
             raise UsageError(f"{config.method} reads all attention blocks of this model; leave out --layer")
         layout = attention_layout(model, spec)
+        if config.method in _ATTENTION_ONLY:
+            self._last = last_block(model, spec, layout)
         if config.method.startswith("dix") and int(config.method[3:]) > len(layout):
             raise ModelError(
                 f"{config.method} reads the last {config.method[3:]} attention blocks; there is {len(layout)}"
@@ -226,6 +248,8 @@ class GradientExplainer(nn.Module):
         config, model, spec = self.config, self.classifier, self.explainee.image_spec
         if config.method in TOKEN_METHODS and (tokens := tokens_to_weigh(model, spec, config.layers)):
             self.layers, self.on_tokens = tokens.names, True
+            with suppress(ModelError):
+                self._last = last_block(model, spec, attention_layout(model, spec))
             grid = tokens.shapes[0][1:]
             return lambda one: cam_of_tokens(config.method, tokens, one.target, one.maps, one.logits), grid
         needed = _LAYERS[config.method]

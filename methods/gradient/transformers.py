@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.attribution_reduce import attribution_reduce
@@ -52,10 +53,26 @@ class AttentionSetting:
         """Rollout of (N, T, T) per block."""
         return rollout(list(layers), self.layout.grid, self.layout.extra)
 
+    def roll_row(self, before: list[Tensor], last: Tensor, *, skip: bool) -> Tensor:
+        """Rollout of which the last block's matrix is the class token's row alone, (N, 1, T); with `skip` that token
+        keeps of itself what it has, as in all blocks.
+        """
+        row = last
+        if skip:
+            row = last + F.one_hot(torch.zeros(1, dtype=torch.int64, device=last.device), last.shape[-1]).to(last)
+        row = row / row.sum(-1, keepdim=True).clamp_min(1e-20)
+        return rollout(before, self.layout.grid, self.layout.extra, row)
+
 
 def attention_rollout(setting: AttentionSetting, matrices: Sequence[Tensor]) -> Attribution:
-    """Rollout of the attention's mean over heads (Abnar & Zuidema 2020); the class plays no role."""
-    return Attribution(setting.roll([matrix.mean(1) for matrix in matrices]), None)
+    """Rollout of the attention's mean over heads (Abnar & Zuidema 2020); the class plays no role.
+
+    Args:
+        setting: the model.
+        matrices: of the prediction's own pass, (N, heads, T, T); of the last one the class token's row is enough.
+    """
+    *before, last = (matrix.mean(1) for matrix in matrices)
+    return Attribution(setting.roll_row(before, last[:, :1], skip=True), None)
 
 
 def class_rollout(setting: AttentionSetting, matrices: Sequence[Tensor], logits: Tensor, target: Tensor) -> Attribution:
@@ -67,16 +84,14 @@ def class_rollout(setting: AttentionSetting, matrices: Sequence[Tensor], logits:
 
     Args:
         setting: the model.
-        matrices: of the prediction's own pass, (N, heads, T, T), the last one a leaf.
+        matrices: as of `attention_rollout`, the last one a leaf.
         logits: of that pass, (N, K).
         target: class, int64 (N,).
     """
     last = len(matrices) - 1
     (gradient,) = _gradients_of(logits, target, matrices[last:])
     evidence = _evidence(matrices[last][:, :, :1], gradient[:, :, :1], logits.new_ones(1))
-    row = evidence / evidence.sum(-1, keepdim=True).clamp_min(1e-20)
-    means = [matrix.mean(1) for matrix in matrices[:last]]
-    return Attribution(rollout(means, setting.layout.grid, setting.layout.extra, row), None)
+    return Attribution(setting.roll_row([matrix.mean(1) for matrix in matrices[:last]], evidence, skip=False), None)
 
 
 def gradient_rollout(
@@ -85,8 +100,8 @@ def gradient_rollout(
     """Rollout of the mean over heads of max(0, A ∘ ∂f/∂A); arguments as of `class_rollout`, the first matrix a leaf."""
     gradients = _gradients_of(logits, target, matrices)
     once = logits.new_ones(1)
-    layers = [_evidence(*pair, once) for pair in zip(matrices, gradients, strict=True)]
-    return Attribution(setting.roll(layers), None)
+    *before, last = (_evidence(*pair, once) for pair in zip(matrices, gradients, strict=True))
+    return Attribution(setting.roll_row(before, last[:, :1], skip=True), None)
 
 
 def _gradients_of(logits: Tensor, target: Tensor, matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,0 +1,102 @@
+"""The last block of a transformer for the tokens that count, beside the whole of it, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from random_weights import randomise
+from torch import Tensor
+
+from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
+from saccade.export.autograd_free import trace_autograd_free
+from saccade.methods.attention import AttentionTap, attention_layout, block_input
+from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.gradient.config import GradientConfig
+from saccade.methods.gradient.explainer import GradientExplainer
+from saccade.methods.last_block import LastBlock, last_block
+
+ONE_PASS = ["gradcam", "layercam", "rollout", "class-rollout", "gradient-rollout"]
+
+
+class MeanOfTokens(ScenesViT):
+    """Has a class token, and reads the mean of all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.tokens(x).mean(1))
+        return logits
+
+
+def made(kind: type[ScenesViT], depth: int = 2) -> ScenesViT:
+    torch.manual_seed(0)
+    model = randomise(kind(width=32, depth=depth, heads=2)).double()
+    assert isinstance(model, ScenesViT)
+    return model
+
+
+def explainer_of(model: ScenesViT, method: str) -> GradientExplainer:
+    names = tuple(map(str, range(10)))
+    explainee = Explainee(model, IMAGE_SPEC, names, "python:tiny:vit", "random", fingerprint(model))
+    return GradientExplainer(explainee, GradientConfig(method=method)).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, *IMAGE_SPEC.size, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+def test_the_block_is_finished_for_the_class_token_alone(images: Tensor) -> None:
+    model = made(ScenesViT)
+    found = last_block(model, IMAGE_SPEC, attention_layout(model, IMAGE_SPEC))
+    assert found == LastBlock("blocks.1", 1, 1)
+    with torch.no_grad():
+        with AttentionTap() as tap, block_input(model, "blocks.1") as taken:
+            expected = model(images)
+        assert tap.last_attended is not None
+        logits, row = found.finish(model, images, taken[0], tap.last_attended)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(row, tap.matrices[1][:, :, :1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("method", ONE_PASS)
+def test_a_lean_pass_says_the_same(method: str, depth: int, images: Tensor) -> None:
+    explainer = explainer_of(made(ScenesViT, depth), method)
+    target = torch.tensor([-1, 2, 7])
+    whole, lean = (explainer.attribute(images, target, lean=lean) for lean in (False, True))
+    torch.testing.assert_close(lean.logits, whole.logits, rtol=1e-10, atol=1e-12)
+    assert torch.equal(lean.target, whole.target)
+    torch.testing.assert_close(lean.maps, whole.maps, rtol=1e-8, atol=1e-14)
+    assert float(whole.maps.max()) > 0
+
+
+@pytest.mark.parametrize("method", ONE_PASS)
+def test_where_the_logits_read_all_tokens_nothing_is_left_out(method: str, images: Tensor) -> None:
+    model = made(MeanOfTokens)
+    assert last_block(model, IMAGE_SPEC, attention_layout(model, IMAGE_SPEC)) is None
+    explainer = explainer_of(model, method)
+    target = torch.tensor([-1, 2, 7])
+    whole, lean = (explainer.attribute(images, target, lean=lean) for lean in (False, True))
+    assert torch.equal(lean.maps, whole.maps)
+
+
+# fails: without `lean`, the patches go through the last block's MLP as well, and the gradient back through it
+@pytest.mark.parametrize("method", ["gradcam", "rollout", "class-rollout"])
+def test_a_graph_does_without_what_nothing_reads(method: str) -> None:
+    model = made(ScenesViT, depth=3)
+    explainer = explainer_of(model, method)
+    images = torch.randn(2, 3, *IMAGE_SPEC.size, dtype=torch.float64)
+    graph = explainer_graph(explainer, images)
+    activations = [
+        int(node.meta["val"].shape[1])
+        for node in graph.graph.nodes
+        if "gelu" in str(node.target) and "val" in node.meta
+    ]
+    assert activations.count(145) == 2
+    assert activations.count(1) == 1
+
+
+def explainer_graph(explainer: GradientExplainer, images: Tensor) -> torch.fx.GraphModule:
+    def lean(images: Tensor, target: Tensor) -> object:
+        return explainer.attribute(images, target, lean=True)
+
+    return trace_autograd_free(lean, (images, torch.tensor([0, -1])))
