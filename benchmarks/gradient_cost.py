@@ -6,7 +6,7 @@ Captum's, DIX and IIA of a ViT beside the loops of the published code.
 
 The unit is the classifier alone, as a graph of its own that runs in turn with it. Weights are random: cost does not
 depend on them. The last part runs ViT-B IIA2 on a batch of 8 in a process of its own and tells its largest memory.
-Writes benchmarks/results/gradient_cost.json.
+Writes benchmarks/results/gradient_cost.json, where cases that were not run stay.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -60,9 +61,10 @@ CASES = (
     Case("ResNet-50", GradientConfig(method="iia2"), 13),
     Case("ResNet-101", GradientConfig(method="iia3"), 26),
     Case("ResNet-50", GradientConfig(method="ig")),
-    Case(VIT, GradientConfig(method="gradcam"), 1.15),
+    Case(VIT, GradientConfig(method="gradcam"), 1.0),
+    Case(VIT, GradientConfig(method="layercam"), 1.0),
     Case(VIT, GradientConfig(method="rollout")),
-    Case(VIT, GradientConfig(method="class-rollout"), 1.15),
+    Case(VIT, GradientConfig(method="class-rollout"), 1.0),
     Case(VIT, GradientConfig(method="gradient-rollout"), 3.5),
     Case(VIT, GradientConfig(method="dix2"), None, 24),
     Case(VIT, GradientConfig(method="iia2"), None, 42),
@@ -207,6 +209,13 @@ def memory(folder: Path) -> dict[str, object]:
     }
 
 
+def merged(kept: dict[str, Any], rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The rows in the order of the cases, new ones in the place of old ones."""
+    found = {(row["model"], row["method"], row["preset"]): row for row in [*kept.get("rows", ()), *rows]}
+    names = [(case.model, case.config.method, case.config.preset) for case in CASES]
+    return [found[name] for name in names if name in found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", help="methods; default all")
@@ -242,7 +251,10 @@ def main() -> None:
             f"{row['export_seconds']:.0f}",
         )
     Console(width=160).print(table)
-    about: dict[str, object] = {"machine": machine(), "torch": torch.__version__, "rows": rows}
+    kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    about: dict[str, object] = {"machine": machine(), "torch": torch.__version__, "rows": merged(kept, rows)}
+    if "memory" in kept:
+        about["memory"] = kept["memory"]
     if not arguments.no_memory:
         with tempfile.TemporaryDirectory() as folder:
             about["memory"] = memory(Path(folder))
