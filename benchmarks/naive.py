@@ -162,7 +162,8 @@ def _matrices(model: nn.Module, image: Tensor) -> list[Tensor]:
 
 def _on_attention(method: str, model: nn.Module, image: Tensor, label: int, points: Sequence[float]) -> Tensor:
     if method == "class-rollout":
-        carried = _evidence(model, image, label, {})[-1][0]
+        row = _evidence(model, image, label, {})[-1][0]
+        carried = row / row.sum()
         for matrix in reversed(_matrices(model, image)[:-1]):
             with_skip = matrix[0].mean(0) + torch.eye(len(carried), dtype=image.dtype)
             carried = carried @ (with_skip / with_skip.sum(-1, keepdim=True))

@@ -36,7 +36,6 @@ PAIRS = [
     ("ViT-B/16 (torchvision)", "gradcam"),
     ("ViT-B/16 (timm)", "class-rollout"),
     ("ViT-B/16 (transformers)", "class-rollout"),
-    ("ViT-B/16 (transformers)", "gradcam"),
     ("DeiT-S distilled", "gradient-rollout"),
     ("DeiT-S distilled", "gradcam"),
 ]
