@@ -59,11 +59,6 @@ class SpatialLayers:
         """A layer's output is tokens, not a feature map."""
         return name in self._grids
 
-    @property
-    def of_tokens(self) -> bool:
-        """All layers give tokens."""
-        return len(self._grids) == len(self.names)
-
     def read(self, outputs: Mapping[str, Tensor]) -> list[Tensor]:
         """What `capture` collected, as maps (N, C, h, w), in the order of the names."""
         return [self._map(name, outputs[name]) for name in self.names]
