@@ -112,7 +112,8 @@ def open_page(browser: Any, served: RunningServer) -> Iterator[Open]:
         page.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith((origin, "blob:")) else 0)
         page.goto(origin)
         if ready:
-            page.wait_for_selector(".panel button:enabled")
+            page.wait_for_selector(".panel")
+            settled(page)
         return page
 
     yield opened
