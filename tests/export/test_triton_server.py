@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -314,8 +315,12 @@ def test_requests_are_batched_for_a_gpu_and_not_for_a_processor(running: Running
 
     expected = local(running.bundles["tiny"], pictures).mask
 
+    def counted(model: str) -> tuple[int, int]:
+        (statistics,) = running.client.get_inference_statistics(model)["model_stats"]
+        return int(statistics["inference_count"]), int(statistics["execution_count"])
+
     def executions(model: str) -> int:
-        before = running.client.get_inference_statistics(model)["model_stats"][0]["execution_count"]
+        inferences, before = counted(model)
         client = running.client
         waiting = [
             client.async_infer(
@@ -326,7 +331,11 @@ def test_requests_are_batched_for_a_gpu_and_not_for_a_processor(running: Running
         for place, request in enumerate(waiting):
             mask = request.get_result().as_numpy("mask")
             np.testing.assert_allclose(mask[0], expected[place % 4], rtol=0, atol=1e-5)
-        return int(client.get_inference_statistics(model)["model_stats"][0]["execution_count"]) - before
+        end = time.monotonic() + 30
+        while counted(model)[0] < inferences + 96:  # the server answers before it counts
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return counted(model)[1] - before
 
     assert executions("batched") < 96
     assert executions("tiny") == 96
