@@ -171,6 +171,21 @@ def triton(
         click.echo(json.dumps({"repository": str(repository), "models": models}, indent=2))
     else:
         _print(repository, written)
+        for bundle in opened if settings.precision == "int8" and settings.target == "cpu" else ():
+            if bundle.manifest.precisions["int8"].weight_bits == 8:
+                _warn_of_overflow(bundle.path)
+
+
+def _warn_of_overflow(bundle: Path) -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print(
+        f"Warning: the int8 graph of '{plain(bundle)}' has weights of 8 bits, with which processors without VNNI "
+        "(lscpu says avx512_vnni or avx_vnni) compute masks that are wrong in Triton; saccade verify --server tells. "
+        "saccade serve computes them rightly everywhere.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _print(repository: Path, written: list[WrittenModel]) -> None:

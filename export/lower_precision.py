@@ -6,9 +6,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -35,6 +36,7 @@ _PARTS = 4  # of a group, that go back to lower precision where the gate passes 
 _RUNS = 5  # of a batch, by which the faster of two graphs is found
 
 Convert = Callable[[Sequence[str]], onnx.ModelProto]
+Bits = Literal[7, 8]
 
 
 def write_lower(
@@ -51,7 +53,8 @@ def write_lower(
     """Write a bundle's graph in lower precision beside that in single, if it passes its gate.
 
     Of half precision the gate runs a graph that rounds as a GPU does, see `rounded`; of int8 the graph itself, with as
-    many kinds of operators in int8 as the gate lets pass. Where not all layers can be in lower precision, groups of
+    many kinds of operators in int8 as the gate lets pass, and with weights of 7 bits, which every processor multiplies
+    fast and rightly, or of 8 where that is not enough. Where not all layers can be in lower precision, groups of
     neighbouring ones are tried there alone, and the most sensitive stay in single.
 
     Args:
@@ -72,7 +75,7 @@ def write_lower(
     names = {node.name: layer_of(node) for node in model.graph.node}
     single = OnnxEngine(Bundle(folder, manifest))
     gate = _Gate(precision, single, images, target, original)
-    converters: dict[str, Convert] = {"": lambda keep: to_half(model, precision, keep)}
+    converters: list[tuple[Bits | None, Convert]] = [(None, lambda keep: to_half(model, precision, keep))]
     if precision == "int8":
         on_stage("int8: calibrating")
         some_images = images if calibration is None else calibration
@@ -81,30 +84,36 @@ def write_lower(
             model, (single.inputs(some_images[at : at + 1], nobody) for at in range(len(some_images)))
         )
         model = quantiser.model
-        converters = {kinds: lambda keep, kinds=kinds: quantiser.to_int8(kinds, keep) for kinds in OPERATORS}  # type: ignore[misc]
+        ways = [(bits, kinds) for bits in get_args(Bits) for kinds in OPERATORS]
+        converters = [(bits, partial(_to_int8, quantiser, kinds, bits)) for bits, kinds in ways]
 
     on_stage(f"{precision}: asking {len(images)} images")
     tries: list[_Try] = []
     passed = None
-    for convert in converters.values():
-        tries.append(_Try(gate, model, names, convert))
+    for bits, convert in converters:
+        tries.append(_Try(gate, model, names, convert, bits))
         if not tries[-1].failures:
             passed = tries[-1]
             break
     else:
-        for number, one in enumerate(tries):
-            one.search(
-                lambda done, first=number: on_stage(  # type: ignore[misc]
-                    f"{precision}: looking for sensitive layers, {(first + done) / len(tries):.0%}"
-                )
-            )
-        found = [one for one in tries if not one.failures]
+        searched = [one for one in tries if one.bits == tries[-1].bits]  # in 8 bits fewer layers are sensitive
+
+        def on_progress(before: int, count: int, done: float) -> None:
+            on_stage(f"{precision}: looking for sensitive layers, {(before + done) / count:.0%}")
+
+        for number, one in enumerate(searched):
+            one.search(partial(on_progress, number, len(searched)))
+        found = [one for one in searched if not one.failures]
         if not found:
             raise _refusal(precision, tries[-1])
         passed = min(found, key=lambda one: one.seconds()) if len(found) > 1 else found[0]
     assert passed is not None, "one passed, or none was found"
     onnx.save(passed.converted(), folder / graph_file(precision))
-    return passed.report
+    return passed.report.model_copy(update={"weight_bits": passed.bits})
+
+
+def _to_int8(quantiser: Quantiser, kinds: str, bits: Bits, keep: Sequence[str]) -> onnx.ModelProto:
+    return quantiser.to_int8(kinds, keep, bits)
 
 
 def _refusal(precision: str, last: _Try) -> ParityError:
@@ -167,6 +176,7 @@ class _Try:
         model: in single precision.
         names: of the layers that nodes belong to.
         convert: makes the graph in lower precision, but for nodes by name.
+        bits: that weights take in int8.
 
     Attributes:
         keep: names of nodes in single precision.
@@ -174,8 +184,11 @@ class _Try:
         report: what is lost.
     """
 
-    def __init__(self, gate: _Gate, model: onnx.ModelProto, names: Mapping[str, str], convert: Convert) -> None:
+    def __init__(
+        self, gate: _Gate, model: onnx.ModelProto, names: Mapping[str, str], convert: Convert, bits: Bits | None
+    ) -> None:
         self._gate, self._model, self._names, self._convert = gate, model, names, convert
+        self.bits = bits
         self.keep: list[str] = []
         self.layers: tuple[str, ...] = ()
         found = gate.answers(convert(()))

@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
@@ -61,24 +61,24 @@ class Quantiser:
             calibrator.collect_data(_Feeds(feeds))
             self._ranges = calibrator.compute_data()
 
-    def to_int8(self, operators: str = "throughout", keep: Iterable[str] = ()) -> onnx.ModelProto:
+    def to_int8(
+        self, operators: str = "throughout", keep: Iterable[str] = (), weight_bits: Literal[7, 8] = 8
+    ) -> onnx.ModelProto:
         """The graph with weights in int8, per channel, and values in uint8, between QuantizeLinear and
         DequantizeLinear.
-
-        Weights take 7 of the 8 bits. Processors without VNNI add products of uint8 and int8 in pairs, in 16 bits, which
-        overflow silently from 8 bits on: 2 · 255 · 127 is more than 2¹⁵, 2 · 255 · 64 is not. So a graph computes the
-        same everywhere.
 
         Args:
             operators: the kinds that are quantised, of `OPERATORS`.
             keep: names of nodes that are not.
+            weight_bits: that weights take. Processors without VNNI add products of uint8 and int8 in pairs, in 16 bits,
+                and say nothing where that overflows: 2 · 255 · 64 is less than 2¹⁵, 2 · 255 · 127 is not.
         """
         with _files() as (source, _):
             onnx.save(self.model, source)  # the quantiser changes the graph that it is given
             quantiser = QDQQuantizer(
                 onnx.load(source),
                 per_channel=True,
-                reduce_range=True,
+                reduce_range=weight_bits == 7,
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QUInt8,
                 tensors_range=self._ranges,

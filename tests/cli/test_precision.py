@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def test_a_bundle_holds_each_precision_once_with_its_report(bundle: Path) -> Non
     for precision, size, least in (("fp16", 0.55, 0.9999), ("bf16", 0.55, 0.9999), ("int8", 0.35, 0.999)):
         assert opened.manifest.files[f"explainer.{precision}.onnx"].bytes < size * whole
         assert opened.manifest.precisions[precision].mask_cosine > least
+    assert [report.weight_bits for report in opened.manifest.precisions.values()] == [None, None, 7]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -56,6 +58,20 @@ def test_openvino_has_the_bf16_operators_that_onnx_runtime_lacks(saccade_command
     assert "--engine openvino" in saccade_command("verify", bundle, "--precision", "bf16")[2]
     code, out, err = saccade_command("verify", bundle, "--precision", "bf16", "--engine", "openvino")
     assert code == 0, out + err
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_deploying_warns_of_weights_with_which_triton_is_wrong_on_some_processors(
+    saccade_command: Run, bundle: Path, tmp_path: Path, bits: int
+) -> None:
+    copied = shutil.copytree(bundle, tmp_path / "[copied]")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["precisions"]["int8"]["weight_bits"] = bits
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    code, out, err = saccade_command("deploy", "triton", copied, "--repository", tmp_path / "a", "--precision", "int8")
+    assert code == 0, out + err
+    assert ("[copied]' has weights of 8 bits" in err) == (bits == 8)
+    assert "Warning" not in saccade_command("deploy", "triton", copied, "--repository", tmp_path / "b")[2]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
