@@ -141,6 +141,11 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 """
 
 
+COMPILED_ONCE = [
+    pytest.param(spec, id=spec.name, marks=pytest.mark.xdist_group(f"compiled {spec.name}")) for spec in KERNELS
+]
+
+
 @pytest.fixture(scope="module")
 def compilations() -> Callable[[str], list[dict[str, Any]]]:
     """What an operator's kernels take of GPUs that are not here; in a process in which Triton does not interpret."""
@@ -163,7 +168,7 @@ def compilations() -> Callable[[str], list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", COMPILED_ONCE)
 def test_every_kernel_compiles_for_gpus_that_are_not_here(
     spec: KernelSpec, compilations: Callable[[str], list[dict[str, Any]]]
 ) -> None:
@@ -175,6 +180,6 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", COMPILED_ONCE)
 def test_registers_are_enough(spec: KernelSpec, compilations: Callable[[str], list[dict[str, Any]]]) -> None:
     assert [row for row in compilations(spec.name) if row["spilled"]] == []
