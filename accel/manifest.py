@@ -93,8 +93,7 @@ class PrecisionReport(_Record):
         faithfulness_change: of int8, the larger difference of the mean insertion and the mean deletion.
         kept: layers that were left in single precision, because the gate did not pass with them.
         weight_bits: of int8, those that weights take. Processors without VNNI add products of uint8 and int8 in pairs,
-            in 16 bits; with weights of 8 bits that overflows, unless ONNX Runtime is told to compute it otherwise,
-            which Saccade's engine does.
+            in 16 bits, which overflows with weights of 8 bits.
     """
 
     images: int

@@ -101,12 +101,6 @@ class OnnxEngine(GraphEngine):
                 self._bound[what] = BoundSession(session, device, int(options.get("device_id", 0)), graphs=graphs)
         return self._sessions[what]
 
-    @property
-    def _may_overflow(self) -> bool:
-        """Whether sums of its products of integers leave 16 bits; see `PrecisionReport.weight_bits`."""
-        report = self.bundle.manifest.precisions.get(self.precision)
-        return report is None or report.weight_bits != 7
-
     def _session(self, graph: bytes) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -118,8 +112,6 @@ class OnnxEngine(GraphEngine):
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.tuning.spinning)))
         if self.tuning.spinning:  # but not after the call, when others want the cores
             options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._may_overflow:  # then 8 bits of weights are kept apart, slower, where a processor has no VNNI
-            options.add_session_config_entry("session.x64quantprecision", "1")
         if any(_DEVICES.get(name) for name in self.providers):
             ort.preload_dlls()  # the CUDA libraries that came as Python packages, if any did
         try:

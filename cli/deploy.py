@@ -181,8 +181,7 @@ def _warn_of_overflow(bundle: Path) -> None:
 
     Console(stderr=True).print(
         f"Warning: the int8 graph of '{plain(bundle)}' has weights of 8 bits, with which processors without VNNI "
-        "(lscpu says avx512_vnni or avx_vnni) compute masks that are wrong in Triton; saccade verify --server tells. "
-        "saccade serve computes them rightly everywhere.",
+        "(lscpu says avx512_vnni or avx_vnni where there is one) compute wrong masks; saccade verify --server tells.",
         highlight=False,
         soft_wrap=True,
     )

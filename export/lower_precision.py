@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -53,9 +53,9 @@ def write_lower(
     """Write a bundle's graph in lower precision beside that in single, if it passes its gate.
 
     Of half precision the gate runs a graph that rounds as a GPU does, see `rounded`; of int8 the graph itself, with as
-    many kinds of operators in int8 as the gate lets pass, and with weights of 7 bits, which every processor multiplies
-    fast and rightly, or of 8 where that is not enough. Where not all layers can be in lower precision, groups of
-    neighbouring ones are tried there alone, and the most sensitive stay in single.
+    many kinds of operators in int8 as the gate lets pass. Where not all layers can be in lower precision, groups of
+    neighbouring ones are tried there alone, and the most sensitive stay in single. Weights in int8 take 7 bits, with
+    which every processor computes the same; 8 if that is refused, and this processor computes rightly with them.
 
     Args:
         folder: with the graph in single precision.
@@ -75,7 +75,7 @@ def write_lower(
     names = {node.name: layer_of(node) for node in model.graph.node}
     single = OnnxEngine(Bundle(folder, manifest))
     gate = _Gate(precision, single, images, target, original)
-    converters: list[tuple[Bits | None, Convert]] = [(None, lambda keep: to_half(model, precision, keep))]
+    converters: dict[Bits | None, list[Convert]] = {None: [lambda keep: to_half(model, precision, keep)]}
     if precision == "int8":
         on_stage("int8: calibrating")
         some_images = images if calibration is None else calibration
@@ -84,32 +84,39 @@ def write_lower(
             model, (single.inputs(some_images[at : at + 1], nobody) for at in range(len(some_images)))
         )
         model = quantiser.model
-        ways = [(bits, kinds) for bits in get_args(Bits) for kinds in OPERATORS]
-        converters = [(bits, partial(_to_int8, quantiser, kinds, bits)) for bits, kinds in ways]
+        converters = {
+            bits: [partial(_to_int8, quantiser, kinds, bits) for kinds in OPERATORS] for bits in get_args(Bits)
+        }
 
-    on_stage(f"{precision}: asking {len(images)} images")
+    refused: _Try | None = None
+    for bits, ways in converters.items():
+        on_stage(f"{precision}: asking {len(images)} images")
+        best = _fastest((_Try(gate, model, names, convert) for convert in ways), precision, on_stage)
+        if not best.failures:
+            onnx.save(best.converted(), folder / graph_file(precision))
+            return best.report.model_copy(update={"weight_bits": bits})
+        refused = refused or best
+    assert refused is not None, "there is a way"
+    raise _refusal(precision, refused)
+
+
+def _fastest(ways: Iterable[_Try], precision: str, on_stage: Callable[[str], None]) -> _Try:
+    """Of ways to convert a graph, the fastest first, one that passes the gate as it is, or with layers in single
+    precision; the last one if none does.
+    """
     tries: list[_Try] = []
-    passed = None
-    for bits, convert in converters:
-        tries.append(_Try(gate, model, names, convert, bits))
-        if not tries[-1].failures:
-            passed = tries[-1]
-            break
-    else:
-        searched = [one for one in tries if one.bits == tries[-1].bits]  # in 8 bits fewer layers are sensitive
+    for one in ways:
+        if not one.failures:
+            return one
+        tries.append(one)
 
-        def on_progress(before: int, count: int, done: float) -> None:
-            on_stage(f"{precision}: looking for sensitive layers, {(before + done) / count:.0%}")
+    def on_progress(before: int, done: float) -> None:
+        on_stage(f"{precision}: looking for sensitive layers, {(before + done) / len(tries):.0%}")
 
-        for number, one in enumerate(searched):
-            one.search(partial(on_progress, number, len(searched)))
-        found = [one for one in searched if not one.failures]
-        if not found:
-            raise _refusal(precision, tries[-1])
-        passed = min(found, key=lambda one: one.seconds()) if len(found) > 1 else found[0]
-    assert passed is not None, "one passed, or none was found"
-    onnx.save(passed.converted(), folder / graph_file(precision))
-    return passed.report.model_copy(update={"weight_bits": passed.bits})
+    for number, one in enumerate(tries):
+        one.search(partial(on_progress, number))
+    found = [one for one in tries if not one.failures]
+    return min(found, key=lambda one: one.seconds()) if len(found) > 1 else (found or tries)[-1]
 
 
 def _to_int8(quantiser: Quantiser, kinds: str, bits: Bits, keep: Sequence[str]) -> onnx.ModelProto:
@@ -176,7 +183,6 @@ class _Try:
         model: in single precision.
         names: of the layers that nodes belong to.
         convert: makes the graph in lower precision, but for nodes by name.
-        bits: that weights take in int8.
 
     Attributes:
         keep: names of nodes in single precision.
@@ -184,11 +190,8 @@ class _Try:
         report: what is lost.
     """
 
-    def __init__(
-        self, gate: _Gate, model: onnx.ModelProto, names: Mapping[str, str], convert: Convert, bits: Bits | None
-    ) -> None:
+    def __init__(self, gate: _Gate, model: onnx.ModelProto, names: Mapping[str, str], convert: Convert) -> None:
         self._gate, self._model, self._names, self._convert = gate, model, names, convert
-        self.bits = bits
         self.keep: list[str] = []
         self.layers: tuple[str, ...] = ()
         found = gate.answers(convert(()))

@@ -62,7 +62,7 @@ class Quantiser:
             self._ranges = calibrator.compute_data()
 
     def to_int8(
-        self, operators: str = "throughout", keep: Iterable[str] = (), weight_bits: Literal[7, 8] = 8
+        self, operators: str = "throughout", keep: Iterable[str] = (), weight_bits: Literal[7, 8] = 7
     ) -> onnx.ModelProto:
         """The graph with weights in int8, per channel, and values in uint8, between QuantizeLinear and
         DequantizeLinear.

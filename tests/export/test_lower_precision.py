@@ -49,7 +49,7 @@ def two_layers(rng: np.random.Generator) -> tuple[onnx.ModelProto, list[np.ndarr
 
 
 def run(model: onnx.ModelProto, x: np.ndarray, exact: bool = True) -> np.ndarray:
-    """On processors without VNNI ONNX Runtime keeps 8 bits of weights apart only if told to, as the engine tells it."""
+    """exact: weights of 8 bits do not overflow on a processor without VNNI."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
