@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -105,11 +106,12 @@ def test_clients_wait_for_their_answers() -> None:
 
 
 def test_throughput_is_what_the_server_does_however_many_wait_for_it() -> None:
-    free = asyncio.Semaphore(2)
+    free, done = asyncio.Semaphore(2), list[float]()
 
     async def two_at_a_time(number: int, body: bytes) -> tuple[int, bytes, bool]:
         async with free:
             await asyncio.sleep(0.05)
+        done.append(time.perf_counter())
         return 200, b"", True
 
     async def run(known: Known) -> LoadRow:
@@ -117,8 +119,14 @@ def test_throughput_is_what_the_server_does_however_many_wait_for_it() -> None:
         return await closed_loop(known.address, requests, [], clients=16, seconds=2.0, timeout=10)
 
     row, _ = measured(two_at_a_time, run)
-    assert row.images_per_second == pytest.approx(2 / 0.05, rel=0.1)  # the 16 that wait take 0.4 s, a quarter of it
-    assert row.p50_ms == pytest.approx(16 / 2 * 50, rel=0.1)
+    times = np.array(done)
+    starts = times[times <= times[-1] - row.seconds]
+    in_a_window = [np.count_nonzero((times >= start) & (times < start + row.seconds)) for start in starts]
+    # by the server's own clock, since a busy machine makes it slower; the 16 that wait are a quarter of all
+    assert 0.9 * min(in_a_window) <= row.answered <= 1.1 * max(in_a_window)
+    assert row.images_per_second == pytest.approx(row.answered / row.seconds, rel=0.01)
+    assert row.p50_ms is not None
+    assert row.p50_ms > 0.9 * 16 / 2 * 50
 
 
 def test_what_goes_wrong_after_the_end_is_told_too() -> None:
