@@ -85,7 +85,8 @@ def write_lower(
         )
         model = quantiser.model
         converters = {
-            bits: [partial(_to_int8, quantiser, kinds, bits) for kinds in OPERATORS] for bits in get_args(Bits)
+            bits: [partial(quantiser.to_int8, kinds, weight_bits=bits) for kinds in OPERATORS]
+            for bits in get_args(Bits)
         }
 
     refused: _Try | None = None
@@ -117,10 +118,6 @@ def _fastest(ways: Iterable[_Try], precision: str, on_stage: Callable[[str], Non
         one.search(partial(on_progress, number))
     found = [one for one in tries if not one.failures]
     return min(found, key=lambda one: one.seconds()) if len(found) > 1 else (found or tries)[-1]
-
-
-def _to_int8(quantiser: Quantiser, kinds: str, bits: Bits, keep: Sequence[str]) -> onnx.ModelProto:
-    return quantiser.to_int8(kinds, keep, bits)
 
 
 def _refusal(precision: str, last: _Try) -> ParityError:
