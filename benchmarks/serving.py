@@ -13,7 +13,6 @@ Poisson process. Writes benchmarks/results/serving.json.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import statistics
@@ -37,6 +36,7 @@ from serving_latency import latency
 
 from saccade.accel.bundle import Bundle, open_bundle
 from saccade.accel.engines import open_engine
+from saccade.accel.event_loop import run
 from saccade.accel.machine import core_count, machine
 from saccade.accel.traffic.load import LoadRow, closed_loop, open_loop
 from saccade.accel.traffic.payload import Address, Payload, payloads
@@ -162,11 +162,8 @@ def overloaded(address: Address, engine: Bare, rate: float, seconds: float) -> L
 
 
 def _run(work: Any) -> LoadRow:
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        row: LoadRow = runner.run(work)
-        return row
+    row: LoadRow = run(work)
+    return row
 
 
 def memory_mib(process: int) -> float:

@@ -121,12 +121,12 @@ def bench_serve(
       saccade bench serve localhost:8000 --model cats --image cat.jpg --outputs probabilities,mask_png
       saccade bench serve localhost:8000 --clients 8 --rates 50,100,200 --plot load.png
     """
-    import asyncio
     from dataclasses import replace
 
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..accel.event_loop import run
     from ..accel.machine import machine
     from ..accel.traffic.load import closed_loop, expected_answers, open_loop
     from ..accel.traffic.payload import Address, payloads
@@ -174,7 +174,7 @@ def bench_serve(
         return rows, bool(expected)
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        rows, compared = asyncio.run(measure(progress))
+        rows, compared = run(measure(progress))
     if plot is not None:
         from .bench_serve_plot import draw_load
 

@@ -166,7 +166,8 @@ async def _send(
     if size <= _PIECE:
         with together():
             await send(start)
-            await send({"type": "http.response.body", "body": b"".join(parts)})
+            for place, part in enumerate(parts, 1):
+                await send({"type": "http.response.body", "body": part, "more_body": place < len(parts)})
         return
     await send(start)
     for part in parts:

@@ -250,7 +250,7 @@ class ServedModel:
             names = dict.fromkeys(name for _, outputs in each for name in outputs)
             joined = {name: np.concatenate([out[name] for _, out in each if name in out]) for name in names}
             return np.concatenate([explained for explained, _ in each]), joined
-        batch = np.stack(images)
+        batch = np.stack(images) if len(images) > 1 else images[0][None]  # a copy less
         if not work.explain or work.explain_below is not None:
             probabilities = self.engine.probabilities(batch)
             explained = np.zeros(len(batch), dtype=np.bool_)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from ...errors import EngineError, UsageError
+from ..event_loop import run
 from .config import ServeConfig
 from .grpc_app import make_grpc_server
 from .http_app import make_app
@@ -173,13 +174,7 @@ def run_server(service: Service, on_start: Callable[[Server], None] = lambda ser
         EngineError: a port is taken or not allowed.
     """
     sys.setswitchinterval(min(_SWITCH_SECONDS, sys.getswitchinterval()))
-    loop_factory = None
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(Server(service).serve(on_start))
+    return run(Server(service).serve(on_start))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 
 from .payload import Address, Payload
@@ -11,6 +10,7 @@ from .payload import Address, Payload
 __all__ = ["Connection", "Reply"]
 
 _MOST_HEADERS = 64 * 1024  # bytes
+_END = b"\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Connection:
     def __init__(self, address: Address, timeout: float) -> None:
         self._address = address
         self._timeout = timeout
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._wire: _Wire | None = None
 
     async def send(self, payload: Payload) -> Reply:
         """Send a request and wait for its answer."""
@@ -52,40 +52,134 @@ class Connection:
 
     async def close(self) -> None:
         """End the connection."""
-        if self._streams is not None:
-            self._streams[1].close()
-            with contextlib.suppress(OSError):
-                await self._streams[1].wait_closed()
-            self._streams = None
+        if self._wire is not None:
+            self._wire.transport.abort()  # what is not sent yet need not be
+            await self._wire.closed
+            self._wire = None
 
     async def _exchange(self, payload: Payload) -> Reply:
-        if self._streams is None or self._streams[1].is_closing() or self._streams[0].at_eof():
+        if self._wire is None or not self._wire.usable:
             await self.close()
-            self._streams = await asyncio.open_connection(
-                self._address.host, self._address.port, limit=max(_MOST_HEADERS, 2**20)
-            )
-        reader, writer = self._streams
-        writer.write(payload.head)
-        writer.write(payload.body)
-        head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        status = int(first.split(" ", 2)[1])
+            loop = asyncio.get_running_loop()
+            _, self._wire = await loop.create_connection(_Wire, self._address.host, self._address.port)
+        answer = await self._wire.exchange(payload)
+        if answer.headers.get("connection", "").lower() == "close":
+            await self.close()
+        length = int(answer.headers.get("inference-header-content-length", 0))
+        return Reply(answer.status, answer.body[length:], document=answer.body[:length])
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class _Wire(asyncio.Protocol):
+    """What is received, taken apart as it comes: an answer is whole with the bytes that end it, and whoever waits for
+    it is woken once.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._received = bytearray()
+        self._needed = 0  # bytes before which it is of no use to look
+        self._head: tuple[int, dict[str, str], int] | None = None  # status, headers, where the body begins
+        self._waiting: asyncio.Future[_Answer] | None = None
+        self._ended = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request can be sent: the connection is open, and nothing came that nobody asked for."""
+        return not (self._ended or self.transport.is_closing() or self._received)
+
+    async def exchange(self, payload: Payload) -> _Answer:
+        """Send a request and wait for its answer.
+
+        Raises:
+            EOFError: the connection ended before it.
+            OSError: it broke.
+            ValueError: what came is no answer.
+        """
+        self._needed, self._head = 0, None
+        self._waiting = self._loop.create_future()
+        self.transport.writelines([payload.head, payload.body])  # at once, so that the server is woken once
+        try:
+            return await self._waiting
+        finally:
+            self._waiting = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if self._waiting is None or self._waiting.done() or len(self._received) < self._needed:
+            return
+        try:
+            answer = self._taken()
+        except (ValueError, IndexError) as error:
+            self._waiting.set_exception(ValueError(f"what came is no answer of HTTP: {error}"))
+            return
+        if answer is not None:
+            self._waiting.set_result(answer)
+
+    def eof_received(self) -> None:
+        self._end(EOFError("the server closed the connection before its answer"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc or EOFError("the server closed the connection before its answer"))
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def _end(self, error: Exception) -> None:
+        self._ended = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(error)
+
+    def _taken(self) -> _Answer | None:
+        """The answer, out of what was received, once it is whole."""
+        if self._head is None:
+            end = self._received.find(_END)
+            if end < 0:
+                if len(self._received) > _MOST_HEADERS:
+                    raise ValueError(f"its headers are longer than {_MOST_HEADERS} bytes")
+                return None
+            self._head = _read_head(bytes(self._received[:end]), end + len(_END))
+        status, headers, start = self._head
         if headers.get("transfer-encoding", "").lower() == "chunked":
-            body = await _chunked(reader)
+            body, end = _chunked(self._received, start)
+            if body is None:
+                return None
         else:
-            body = await reader.readexactly(int(headers.get("content-length", 0)))
-        if headers.get("connection", "").lower() == "close":
-            await self.close()
-        length = int(headers.get("inference-header-content-length", 0))
-        return Reply(status, body[length:], document=body[:length])
+            self._needed = end = start + int(headers.get("content-length", 0))
+            if len(self._received) < end:
+                return None
+            body = bytes(memoryview(self._received)[start:end])
+        del self._received[:end]
+        return _Answer(status, headers, body)
 
 
-async def _chunked(reader: asyncio.StreamReader) -> bytes:
-    """A body in chunks."""
-    parts = []
-    while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-        parts.append(await reader.readexactly(size))
-        await reader.readexactly(2)
-    await reader.readuntil(b"\r\n")
-    return b"".join(parts)
+def _read_head(text: bytes, end: int) -> tuple[int, dict[str, str], int]:
+    first, *lines = text.decode("latin-1").split("\r\n")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return int(first.split(" ", 2)[1]), headers, end
+
+
+def _chunked(received: bytearray, place: int) -> tuple[bytes | None, int]:
+    """A body in chunks and where it ends; None while it is not whole."""
+    parts: list[bytes] = []
+    while (line := received.find(b"\r\n", place)) >= 0:
+        size = int(received[place:line].split(b";")[0], 16)
+        place = line + 2 + size + 2
+        if len(received) < place:
+            break
+        if not size:
+            return b"".join(parts), place
+        parts.append(bytes(received[line + 2 : line + 2 + size]))
+    return None, 0
