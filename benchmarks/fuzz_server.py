@@ -125,8 +125,8 @@ class Fuzzer:
             headers["Inference-Header-Content-Length"] = str(length)
         elif kind < 0.35:
             headers["Content-Encoding"] = coding = draw.choice(["gzip", "deflate", "br", "gzip, gzip"])
-            pack = zlib.compress if coding == "deflate" else gzip.compress
-            body = pack(body) if draw.random() < 0.7 else body
+            if draw.random() < 0.7:
+                body = zlib.compress(body) if coding == "deflate" else gzip.compress(body, mtime=0)
         elif kind < 0.4:
             nonsense = "/" + "".join(chr(draw.randrange(33, 126)) for _ in range(12)).replace("?", "")
             ends = [path.replace("infer", end) for end in ("", "ready", "config", "%00", "%F0")]

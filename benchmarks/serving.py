@@ -5,9 +5,9 @@
 
 Throughput: images/s at saturation over HTTP with binary tensors, one image a request, prediction and mask; the bare
 engine is called by as many threads as there are cores, one thread an operator. Servers and engine take turns.
-Latency: one client, beside one call of the engine after the other, each in a new process, several times
-(`serving_latency.py`). Overload: five times the throughput, as a
-Poisson process. Writes benchmarks/results/serving.json.
+Latency: one client, beside one call of the server's engine after the other, of several servers
+(`serving_latency.py`). Overload: five times the throughput, as a Poisson process. Writes
+benchmarks/results/serving.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +227,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=["throughput", "latency", "overload"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6, help="of each turn")
-    parser.add_argument("--pairs", type=int, default=8, help="of a server and an engine, for the latency")
+    parser.add_argument("--servers", type=int, default=6, help="new ones, for the latency")
     parser.add_argument("--overload-seconds", type=float, default=60)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -249,8 +248,7 @@ def main() -> None:
                     capacity = loaded(served, engine, CLIENTS, arguments.seconds).images_per_second
                     row["overload"] = overload(engine, served, process, capacity, arguments.overload_seconds)
             if "latency" in parts:
-                serve = partial(saccade_server, bundle.path, folder / "serve.log")
-                row["latency"] = latency(bundle.path, serve, requests_for, arguments.pairs)
+                row["latency"] = latency(bundle.path, requests_for, arguments.servers)
             row["machine"] = machine()
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
     table = Table("model", "measured", "value", box=None)

@@ -1,63 +1,63 @@
 """What one client waits for beyond the engine.
 
 A process keeps for its life what its memory happens to be: of two that compute the same, one may take a fiftieth
-longer. So each measurement has a server and an engine that are both new, which take short turns, and there are several.
-What the server says of its computation divides what it adds into the two: what passes outside the computation, and how
-much longer it computes than the engine beside it.
+longer, which is more than a server adds. So the engine that is called alone is the very one of the server, called in
+the server's process while no request is under way: the two take short turns, in several servers. What the server says
+of its computation divides what it adds into what passes outside of it, and how much longer it computes for a client.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import multiprocessing
+import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from saccade.accel.bundle import open_bundle
+from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
+from saccade.accel.event_loop import run
+from saccade.accel.serve.config import ServeConfig
+from saccade.accel.serve.server import Server, run_server
+from saccade.accel.serve.service import Service
 from saccade.accel.traffic.connection import Connection
 from saccade.accel.traffic.payload import Address, Payload
 
 __all__ = ["latency"]
 
-TURNS, SECONDS = 6, 2.0
+TURNS, SECONDS = 8, 2.0
 SETTLE = 0.2  # of a turn, not counted
 TIMEOUT = 60.0
+Turn = Callable[[], list[float]]
 
 
-def latency(
-    bundle: Path,
-    serve: Callable[[], AbstractContextManager[tuple[Address, int]]],
-    requests_for: Callable[[Address], list[Payload]],
-    pairs: int,
-) -> dict[str, Any]:
-    """Milliseconds of one client, over those of one call of the engine after the other.
+def latency(bundle: Path, requests_for: Callable[[Address], list[Payload]], servers: int) -> dict[str, Any]:
+    """Milliseconds of one client, over those of one call of the server's engine after the other.
 
     Args:
         bundle: folder.
-        serve: starts a server of it.
-        requests_for: it.
-        pairs: of new servers and engines.
+        requests_for: a server's model.
+        servers: new ones.
     """
     rows = []
-    for _ in range(pairs):
-        with serve() as (address, _process), engine_process(bundle) as alone:
+    for _ in range(servers):
+        with server_process(bundle) as (address, alone):
             requests = requests_for(address)
             served, computed, bare = [], [], []
             for turn in range(2 * TURNS):
                 if turn % 4 in (0, 3):
                     bare.append(statistics.median(alone()))
                 else:
-                    answers = asyncio.run(_client(address, requests))
+                    answers = run(_client(address, requests))
                     served.append(statistics.median(took for took, _ in answers))
                     computed.append(statistics.median(compute for _, compute in answers))
         rows.append([statistics.median(values) for values in (bare, served, computed)])
@@ -67,7 +67,7 @@ def latency(
         "added_ms": _middle([served - bare for bare, served, _ in rows]),
         "outside_computation_ms": _middle([served - computed for _, served, computed in rows]),
         "computation_over_engine_ms": _middle([computed - bare for bare, _, computed in rows]),
-        "pairs": {
+        "servers": {
             "engine_ms, served_ms, computed_ms": [[round(value, 3) for value in row] for row in rows],
             "added_ms": [round(served - bare, 3) for bare, served, _ in rows],
         },
@@ -92,12 +92,15 @@ async def _client(address: Address, requests: list[Payload]) -> list[tuple[float
 
 
 @contextlib.contextmanager
-def engine_process(bundle: Path) -> Iterator[Callable[[], list[float]]]:
-    """The engine in a process of its own; what it gives takes a turn, and gives milliseconds."""
+def server_process(bundle: Path) -> Iterator[tuple[Address, Turn]]:
+    """What `saccade serve` starts, in a process of its own: its address, and what lets its engine take a turn alone,
+    and gives milliseconds.
+    """
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=_engine, args=(bundle, there), daemon=True)
+    process = spawn.Process(target=_serve, args=(bundle, there), daemon=True)
     process.start()
+    there.close()
 
     def turn() -> list[float]:
         here.send(True)
@@ -105,19 +108,30 @@ def engine_process(bundle: Path) -> Iterator[Callable[[], list[float]]]:
         return found
 
     try:
-        assert here.recv() == "ready"
-        yield turn
+        yield Address("127.0.0.1", here.recv(), "model"), turn
     finally:
         here.close()
         process.join(60)
 
 
-def _engine(bundle: Path, pipe: Pipe) -> None:
-    opened = open_bundle(bundle)
-    engine = open_engine(opened, threads=1)
-    images = np.random.default_rng(0).integers(0, 256, (4, 1, *opened.manifest.image.size, 3), dtype=np.uint8)
-    engine.run(images[0])
-    pipe.send("ready")
+def _serve(bundle: Path, pipe: Pipe) -> None:
+    engines: list[Engine] = []
+
+    def opened(folder: Path) -> Engine:
+        engines.append(open_engine(folder, threads=1))
+        return engines[-1]
+
+    def tell(server: Server) -> None:
+        threading.Thread(target=_turns, args=(engines[0], pipe), daemon=True).start()
+        pipe.send(server.port)
+
+    run_server(Service({"model": bundle}, opened, ServeConfig(port=0, grpc_port=None)), tell)
+
+
+def _turns(engine: Engine, pipe: Pipe) -> None:
+    """The engine alone, whenever the pipe asks for it; the process ends with the pipe."""
+    size = engine.bundle.manifest.image.size
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, *size, 3), dtype=np.uint8)
     with contextlib.suppress(EOFError):
         while pipe.recv():
             found = []
@@ -126,3 +140,4 @@ def _engine(bundle: Path, pipe: Pipe) -> None:
                 engine.run(images[len(found) % len(images)])
                 found.append((began - start, (time.perf_counter() - began) * 1e3))
             pipe.send([took for since, took in found if since > SETTLE * SECONDS])
+    os.kill(os.getpid(), signal.SIGTERM)

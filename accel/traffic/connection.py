@@ -10,6 +10,7 @@ from .payload import Address, Payload
 __all__ = ["Connection", "Reply"]
 
 _MOST_HEADERS = 64 * 1024  # bytes
+_ROOM = 256 * 1024  # bytes that are received at once, more for larger answers
 _END = b"\r\n\r\n"
 
 
@@ -62,23 +63,19 @@ class Connection:
             await self.close()
             loop = asyncio.get_running_loop()
             _, self._wire = await loop.create_connection(_Wire, self._address.host, self._address.port)
-        answer = await self._wire.exchange(payload)
-        if answer.headers.get("connection", "").lower() == "close":
+        reply = await self._wire.exchange(payload)
+        if self._wire.last:
             await self.close()
-        length = int(answer.headers.get("inference-header-content-length", 0))
-        return Reply(answer.status, answer.body[length:], document=answer.body[:length])
+        return reply
 
 
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class _Wire(asyncio.Protocol):
+class _Wire(asyncio.BufferedProtocol):
     """What is received, taken apart as it comes: an answer is whole with the bytes that end it, and whoever waits for
     it is woken once.
+
+    Attributes:
+        closed: is done when the connection is.
+        last: the server said that it answers nothing more.
     """
 
     transport: asyncio.Transport
@@ -86,19 +83,20 @@ class _Wire(asyncio.Protocol):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = loop.create_future()
+        self.last = False
         self._loop = loop
-        self._received = bytearray()
+        self._buffer = bytearray(_ROOM)
+        self._received = 0  # bytes of the buffer
         self._needed = 0  # bytes before which it is of no use to look
         self._head: tuple[int, dict[str, str], int] | None = None  # status, headers, where the body begins
-        self._waiting: asyncio.Future[_Answer] | None = None
-        self._ended = False
+        self._waiting: asyncio.Future[Reply] | None = None
 
     @property
     def usable(self) -> bool:
         """Whether a request can be sent: the connection is open, and nothing came that nobody asked for."""
-        return not (self._ended or self.transport.is_closing() or self._received)
+        return not (self.last or self.transport.is_closing() or self._received)
 
-    async def exchange(self, payload: Payload) -> _Answer:
+    async def exchange(self, payload: Payload) -> Reply:
         """Send a request and wait for its answer.
 
         Raises:
@@ -117,17 +115,22 @@ class _Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        if self._waiting is None or self._waiting.done() or len(self._received) < self._needed:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._received == len(self._buffer):
+            self._buffer = self._buffer + bytes(max(self._received, self._needed - self._received))
+        return memoryview(self._buffer)[self._received :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received += nbytes
+        if self._waiting is None or self._waiting.done() or self._received < self._needed:
             return
         try:
-            answer = self._taken()
+            reply = self._taken()
         except (ValueError, IndexError) as error:
             self._waiting.set_exception(ValueError(f"what came is no answer of HTTP: {error}"))
             return
-        if answer is not None:
-            self._waiting.set_result(answer)
+        if reply is not None:
+            self._waiting.set_result(reply)
 
     def eof_received(self) -> None:
         self._end(EOFError("the server closed the connection before its answer"))
@@ -138,31 +141,34 @@ class _Wire(asyncio.Protocol):
             self.closed.set_result(None)
 
     def _end(self, error: Exception) -> None:
-        self._ended = True
+        self.last = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(error)
 
-    def _taken(self) -> _Answer | None:
+    def _taken(self) -> Reply | None:
         """The answer, out of what was received, once it is whole."""
         if self._head is None:
-            end = self._received.find(_END)
+            end = self._buffer.find(_END, 0, self._received)
             if end < 0:
-                if len(self._received) > _MOST_HEADERS:
+                if self._received > _MOST_HEADERS:
                     raise ValueError(f"its headers are longer than {_MOST_HEADERS} bytes")
                 return None
-            self._head = _read_head(bytes(self._received[:end]), end + len(_END))
+            self._head = _read_head(bytes(self._buffer[:end]), end + len(_END))
         status, headers, start = self._head
         if headers.get("transfer-encoding", "").lower() == "chunked":
-            body, end = _chunked(self._received, start)
+            body, end = _chunked(self._buffer[: self._received], start)
             if body is None:
                 return None
         else:
             self._needed = end = start + int(headers.get("content-length", 0))
-            if len(self._received) < end:
+            if self._received < end:
                 return None
-            body = bytes(memoryview(self._received)[start:end])
-        del self._received[:end]
-        return _Answer(status, headers, body)
+            body = memoryview(self._buffer)[start:end]
+        length = int(headers.get("inference-header-content-length", 0))
+        reply = Reply(status, bytes(body[length:]), document=bytes(body[:length]))
+        self.last = headers.get("connection", "").lower() == "close"
+        self._received -= end  # what is left is nobody's
+        return reply
 
 
 def _read_head(text: bytes, end: int) -> tuple[int, dict[str, str], int]:
@@ -171,7 +177,7 @@ def _read_head(text: bytes, end: int) -> tuple[int, dict[str, str], int]:
     return int(first.split(" ", 2)[1]), headers, end
 
 
-def _chunked(received: bytearray, place: int) -> tuple[bytes | None, int]:
+def _chunked(received: bytearray, place: int) -> tuple[memoryview | None, int]:
     """A body in chunks and where it ends; None while it is not whole."""
     parts: list[bytes] = []
     while (line := received.find(b"\r\n", place)) >= 0:
@@ -180,6 +186,6 @@ def _chunked(received: bytearray, place: int) -> tuple[bytes | None, int]:
         if len(received) < place:
             break
         if not size:
-            return b"".join(parts), place
+            return memoryview(b"".join(parts)), place
         parts.append(bytes(received[line + 2 : line + 2 + size]))
     return None, 0
