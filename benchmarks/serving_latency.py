@@ -31,24 +31,26 @@ from saccade.accel.serve.server import Server, run_server
 from saccade.accel.serve.service import Service
 from saccade.accel.traffic.connection import Connection
 from saccade.accel.traffic.payload import Address, Payload
+from saccade.contracts import Floats
 
 __all__ = ["latency"]
 
-TURNS, SECONDS = 8, 2.0
-SETTLE = 0.2  # of a turn, not counted
+TURNS, SECONDS = 24, 0.8  # short ones, since a machine is slower for seconds
+SETTLE = 0.25  # of a turn, not counted
 TIMEOUT = 60.0
 Turn = Callable[[], list[float]]
 
 
 def latency(bundle: Path, requests_for: Callable[[Address], list[Payload]], servers: int) -> dict[str, Any]:
-    """Milliseconds of one client, over those of one call of the server's engine after the other.
+    """Milliseconds of one client, over those of one call of the server's engine after the other: of neighbouring turns,
+    medians over all turns of all servers.
 
     Args:
         bundle: folder.
         requests_for: a server's model.
         servers: new ones.
     """
-    rows = []
+    found = []
     for _ in range(servers):
         with server_process(bundle) as (address, alone):
             requests = requests_for(address)
@@ -60,22 +62,22 @@ def latency(bundle: Path, requests_for: Callable[[Address], list[Payload]], serv
                     answers = run(_client(address, requests))
                     served.append(statistics.median(took for took, _ in answers))
                     computed.append(statistics.median(compute for _, compute in answers))
-        rows.append([statistics.median(values) for values in (bare, served, computed)])
+        found.append(np.array([bare, served, computed]))
+    turns = np.stack(found, 1)
+    bare, served, computed = turns
     return {
-        "engine_ms": _middle([bare for bare, _, _ in rows]),
-        "served_ms": _middle([served for _, served, _ in rows]),
-        "added_ms": _middle([served - bare for bare, served, _ in rows]),
-        "outside_computation_ms": _middle([served - computed for _, served, computed in rows]),
-        "computation_over_engine_ms": _middle([computed - bare for bare, _, computed in rows]),
-        "servers": {
-            "engine_ms, served_ms, computed_ms": [[round(value, 3) for value in row] for row in rows],
-            "added_ms": [round(served - bare, 3) for bare, served, _ in rows],
-        },
+        "engine_ms": _middle(bare),
+        "served_ms": _middle(served),
+        "added_ms": _middle(served - bare),
+        "added_ms_quartiles": [round(float(value), 3) for value in np.percentile(served - bare, [25, 75])],
+        "outside_computation_ms": _middle(served - computed),
+        "computation_over_engine_ms": _middle(computed - bare),
+        "added_ms_of_servers": [_middle(row) for row in served - bare],
     }
 
 
-def _middle(values: list[float]) -> float:
-    return round(statistics.median(values), 3)
+def _middle(values: Floats) -> float:
+    return round(float(np.median(values)), 3)
 
 
 async def _client(address: Address, requests: list[Payload]) -> list[tuple[float, float]]:
