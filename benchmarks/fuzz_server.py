@@ -210,6 +210,9 @@ class Fuzzer:
         return bytes(changed)
 
 
+_READY: Request = ("GET", "/v2/health/ready", b"", {})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="host:port")
@@ -221,16 +224,23 @@ def main() -> int:
     host, _, port = arguments.address.rpartition(":")
     fuzzer = Fuzzer((host, int(port)), arguments.models, arguments.seed, arguments.side)
 
+    if fuzzer.send(_READY)[0] != 200:
+        print(f"there is no server that is ready at {arguments.address}", file=sys.stderr)
+        return 1
+
     def tell(done: int) -> None:
         if done % 1000 == 0:
             print(f"{done} requests", file=sys.stderr)
 
     seen = fuzzer.run(arguments.requests, tell)
     print(json.dumps({str(status): count for status, count in sorted(seen.items())}))
-    live = fuzzer.send(("GET", "/v2/health/ready", b"", {}))[0]
+    live = fuzzer.send(_READY)[0]
     bad = {status: count for status, count in seen.items() if status == 0 or (status >= 500 and status != 503)}
     if bad or live != 200:
-        print(f"errors of the server: {bad}; ready afterwards: {live}; the last: {fuzzer.last_bad}", file=sys.stderr)
+        print(
+            f"errors of the server: {bad}; ready afterwards: {live}; the last: {fuzzer.last_bad!r:.2000}",
+            file=sys.stderr,
+        )
     return 1 if bad or live != 200 else 0
 
 

@@ -6,8 +6,8 @@
 Throughput: images/s at saturation over HTTP with binary tensors, one image a request, prediction and mask; the bare
 engine is called by as many threads as there are cores, one thread an operator. Servers and engine take turns.
 Latency: one client, beside one call of the server's engine after the other, of several servers
-(`serving_latency.py`). Overload: five times the throughput, as a Poisson process. Writes
-benchmarks/results/serving.json.
+(`serving_latency.py`). Overload: five times the throughput, as a Poisson process, and how late the machine woke another
+process meanwhile. Writes benchmarks/results/serving.json.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import numpy as np
 import triton_server
 from brief_training import briefly_trained, bundle_of
 from cost import MODELS
+from lateness import watched_lateness
 from rich.console import Console
 from rich.table import Table
 from serving_latency import latency
@@ -207,7 +208,8 @@ def overload(engine: Bare, served: Address, process: int, capacity: float, secon
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    row = overloaded(served, engine, OVERLOAD * capacity, seconds)
+    with watched_lateness() as lateness:
+        row = overloaded(served, engine, OVERLOAD * capacity, seconds)
     done.set()
     watcher.join()
     after = loaded(served, engine, CLIENTS, 3)
@@ -215,6 +217,7 @@ def overload(engine: Bare, served: Address, process: int, capacity: float, secon
     return {
         **vars(row),
         "p99_over_p50": None if row.p99_ms is None or row.p50_ms is None else round(row.p99_ms / row.p50_ms, 2),
+        "machine_late_max_ms": round(lateness.max_ms, 1),
         "memory_mib_after_a_fifth": round(max(memory[: fifth + 1]), 1),
         "memory_mib_at_the_end": round(max(memory[-fifth:]), 1),
         "images_per_second_afterwards": round(after.images_per_second, 1),
