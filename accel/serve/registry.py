@@ -72,9 +72,13 @@ class ModelRegistry:
     Args:
         folders: of the bundles, by name.
         open_model: opens one.
+
+    Attributes:
+        after_load: is called when a model has been put in its place.
     """
 
     def __init__(self, folders: Mapping[str, Path], open_model: Callable[[str, Path], ServedModel]) -> None:
+        self.after_load: Callable[[], None] = lambda: None
         self.folders = dict(folders)
         self._open = open_model
         self._models: dict[str, ServedModel] = {}
@@ -132,6 +136,7 @@ class ModelRegistry:
                     self._reasons[name] = str(error)
                 raise
             self._models[name] = model
+            self.after_load()
         fields = {"model": name, "method": model.manifest.method, "forwards": round(model.forwards, 2)}
         _LOG.info("model '%s' is ready", name, extra=fields)
         return model
