@@ -171,18 +171,22 @@ def _check(folder: Path, photographs: Path) -> dict[str, Any]:
 
 
 def kill(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Kill a run ten times at random moments, then let it finish."""
+    """Kill a run ten times at random moments, from its start until it has finished a few shards, then let it finish."""
     count, draw = arguments.count or 2000, random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         bundle = export(MODELS["scenes ResNet, 96 px"](), LTXConfig(), root / "bundle")
         photographs = write_photographs(root / "photographs", count, arguments.pixels)
-        out = root / "explained"
-        command = _program("batch", photographs, out, "--bundle", bundle.path, "--shard-size", 50)
+        out, whole_out = root / "explained", root / "at-once"
+
+        def command(into: Path) -> list[str]:
+            return _program("batch", photographs, into, "--bundle", bundle.path, "--shard-size", 50)
+
+        first, whole = _undisturbed(command(whole_out), whole_out)
         killed, finished = [], []
         for _ in range(arguments.kills):
-            running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            began, moment = time.monotonic(), draw.uniform(0.5, 2.2)
+            running = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            began, moment = time.monotonic(), draw.uniform(0.5 * first, first + 0.15 * (whole - first))
             try:
                 running.wait(moment)
             except subprocess.TimeoutExpired:
@@ -190,10 +194,7 @@ def kill(arguments: argparse.Namespace) -> dict[str, Any]:
                 running.wait()
                 killed.append(round(time.monotonic() - began, 2))
             finished.append(len(list(out.glob("shard-*.parquet"))))
-        last = subprocess.run(command, capture_output=True, text=True, check=False)
-        whole_out = root / "at-once"
-        command[command.index(str(out))] = str(whole_out)
-        subprocess.run(command, capture_output=True, check=True)
+        last = subprocess.run(command(out), capture_output=True, text=True, check=False)
         same = pq.read_table(out).sort_by("key").equals(pq.read_table(whole_out).sort_by("key"))
         return {
             "test": "kill -9",
@@ -204,6 +205,18 @@ def kill(arguments: argparse.Namespace) -> dict[str, Any]:
             **_check(out, photographs),
             "equal_to_a_run_without_kills": same,
         }
+
+
+def _undisturbed(command: list[str], out: Path) -> tuple[float, float]:
+    """Run it; seconds until the first shard, and in all."""
+    began, first = time.monotonic(), 0.0
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while running.poll() is None:
+        if not first and next(out.glob("shard-*.parquet"), None):
+            first = time.monotonic() - began
+        time.sleep(0.02)
+    assert running.returncode == 0, "the run without kills failed"
+    return first, time.monotonic() - began
 
 
 def kill_actor(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="of each turn")
     parser.add_argument("--servers", type=int, default=6, help="new ones, for the latency")
     parser.add_argument("--overload-seconds", type=float, default=60)
+    parser.add_argument("--bundles", type=Path, help="where bundles are kept for the next run of the same code")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     parts = arguments.only or ["throughput", "latency", "overload"]
@@ -239,8 +240,8 @@ def main() -> None:
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            BUNDLES[model](folder / "bundle")
-            bundle = open_bundle(folder / "bundle")
+            kept = (arguments.bundles or folder) / model
+            bundle = open_bundle(kept) if kept.exists() else BUNDLES[model](kept)
             engine = Bare(bundle)
             row = rows.setdefault(model, {})
             with saccade_server(bundle.path, folder / "serve.log") as (served, process):
