@@ -47,8 +47,8 @@ def latency(bundle: Path, requests_for: Callable[[Address], list[Payload]], serv
 
     Args:
         bundle: folder.
-        requests_for: a server's model.
-        servers: new ones.
+        requests_for: makes requests for a served model.
+        servers: how many are started, one after the other.
     """
     found = []
     for _ in range(servers):

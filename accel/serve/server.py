@@ -183,8 +183,8 @@ def run_server(service: Service, on_start: Callable[[Server], None] = lambda ser
 
 
 def set_aside() -> None:
-    """Keep what lives as long as a model does out of collections of garbage, which go through all of it and hold up
-    every request meanwhile, for 10 to 20 ms; but for what has become garbage since the last time.
+    """Leave what lives as long as a model does out of collections of garbage, which would go through all of it and hold
+    up every request for 10 to 20 ms. What has become garbage since the last call is taken away first.
     """
     gc.unfreeze()
     gc.collect()
