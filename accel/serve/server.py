@@ -184,7 +184,7 @@ def run_server(service: Service, on_start: Callable[[Server], None] = lambda ser
 
 def set_aside() -> None:
     """Leave what lives as long as a model does out of collections of garbage, which would go through all of it and hold
-    up every request for 10 to 20 ms. What has become garbage since the last call is taken away first.
+    up every request for tens of milliseconds. What has become garbage since the last call is taken away first.
     """
     gc.unfreeze()
     gc.collect()
