@@ -6,8 +6,9 @@
 Throughput: images/s at saturation over HTTP with binary tensors, one image a request, prediction and mask; the bare
 engine is called by as many threads as there are cores, one thread an operator. Servers and engine take turns.
 Latency: one client, beside one call of the server's engine after the other, of several servers
-(`serving_latency.py`). Overload: five times the throughput, as a Poisson process, and how late the machine woke another
-process meanwhile. Writes benchmarks/results/serving.json.
+(`serving_latency.py`). Overload: five times the throughput, as a Poisson process, for as many minutes as are told, each
+reported, with the slowest refusal as it was and without the time in which a core of the machine stood still meanwhile
+(`stops.py`). Writes benchmarks/results/serving.json.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ import numpy as np
 import triton_server
 from brief_training import briefly_trained, bundle_of
 from cost import MODELS
-from lateness import watched_lateness
 from rich.console import Console
 from rich.table import Table
 from serving_latency import latency
+from stops import Stops, watched_stops
 
 from saccade.accel.bundle import Bundle, open_bundle
 from saccade.accel.engines import open_engine
 from saccade.accel.event_loop import run
 from saccade.accel.machine import core_count, machine
+from saccade.accel.serve.server import set_aside
 from saccade.accel.traffic.load import LoadRow, closed_loop, open_loop
 from saccade.accel.traffic.payload import Address, Payload, payloads
 from saccade.evaluate.weights_folder import WEIGHTS
@@ -155,10 +157,16 @@ def loaded(address: Address, engine: Bare, clients: int, seconds: float) -> Load
     return _run(closed_loop(address, requests, expected, clients=clients, seconds=seconds, timeout=TIMEOUT))
 
 
-def overloaded(address: Address, engine: Bare, rate: float, seconds: float) -> LoadRow:
+def overloaded(
+    address: Address, engine: Bare, rate: float, seconds: float, on_refusal: Callable[[float, float], None]
+) -> LoadRow:
     requests = requests_for(address)
     expected = engine.answers(requests)
-    return _run(open_loop(address, requests, expected, rate=rate, seconds=seconds, timeout=TIMEOUT, most=500))
+    set_aside()  # or the clients' own collections of garbage are taken for the server's slowness
+    load = open_loop(
+        address, requests, expected, rate=rate, seconds=seconds, timeout=TIMEOUT, most=500, on_refusal=on_refusal
+    )
+    return _run(load)
 
 
 def _run(work: Any) -> LoadRow:
@@ -200,6 +208,7 @@ def throughput(engine: Bare, served: Address, rival: Address | None, rounds: int
 def overload(engine: Bare, served: Address, process: int, capacity: float, seconds: float) -> dict[str, Any]:
     """What a server does with five times what it can carry."""
     memory: list[float] = []
+    refusals: list[tuple[float, float]] = []
     done = threading.Event()
 
     def watch() -> None:
@@ -208,8 +217,8 @@ def overload(engine: Bare, served: Address, process: int, capacity: float, secon
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    with watched_lateness() as lateness:
-        row = overloaded(served, engine, OVERLOAD * capacity, seconds)
+    with watched_stops() as stops:
+        row = overloaded(served, engine, OVERLOAD * capacity, seconds, lambda due, now: refusals.append((due, now)))
     done.set()
     watcher.join()
     after = loaded(served, engine, CLIENTS, 3)
@@ -217,11 +226,16 @@ def overload(engine: Bare, served: Address, process: int, capacity: float, secon
     return {
         **vars(row),
         "p99_over_p50": None if row.p99_ms is None or row.p50_ms is None else round(row.p99_ms / row.p50_ms, 2),
-        "machine_late_max_ms": round(lateness.max_ms, 1),
+        "refusal_max_ms_without_stops": _ms_without(stops, refusals) if stops.realtime else None,
+        "stop_max_ms": round(stops.max_ms, 1),
         "memory_mib_after_a_fifth": round(max(memory[: fifth + 1]), 1),
         "memory_mib_at_the_end": round(max(memory[-fifth:]), 1),
         "images_per_second_afterwards": round(after.images_per_second, 1),
     }
+
+
+def _ms_without(stops: Stops, refusals: list[tuple[float, float]]) -> float | None:
+    return round(max((now - due - stops.within(due, now)) * 1e3 for due, now in refusals), 1) if refusals else None
 
 
 def main() -> None:
@@ -232,6 +246,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="of each turn")
     parser.add_argument("--servers", type=int, default=6, help="new ones, for the latency")
     parser.add_argument("--overload-seconds", type=float, default=60)
+    parser.add_argument("--minutes", type=int, default=1, help="how many times those of overload")
     parser.add_argument("--bundles", type=Path, help="where bundles are kept for the next run of the same code")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -250,7 +265,10 @@ def main() -> None:
                         row["throughput"] = throughput(engine, served, rival, arguments.rounds, arguments.seconds)
                 if "overload" in parts:
                     capacity = loaded(served, engine, CLIENTS, arguments.seconds).images_per_second
-                    row["overload"] = overload(engine, served, process, capacity, arguments.overload_seconds)
+                    row["overload"] = [
+                        overload(engine, served, process, capacity, arguments.overload_seconds)
+                        for _ in range(arguments.minutes)
+                    ]
             if "latency" in parts:
                 row["latency"] = latency(bundle.path, requests_for, arguments.servers)
             row["machine"] = machine()
@@ -258,8 +276,10 @@ def main() -> None:
     table = Table("model", "measured", "value", box=None)
     for model, row in rows.items():
         for part in ("throughput", "latency", "overload"):
-            for name, value in row.get(part, {}).items():
-                table.add_row(model, f"{part}: {name}", json.dumps(value))
+            found = row.get(part, [])
+            for values in found if isinstance(found, list) else [found]:
+                for name, value in values.items():
+                    table.add_row(model, f"{part}: {name}", json.dumps(value))
     Console(width=160).print(table)
 
 

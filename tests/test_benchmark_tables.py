@@ -15,6 +15,7 @@ import peers_table
 import pytest
 import scaling
 import scaling_plot
+from stops import Stops
 
 ENTRY = peers_table.Entry("Grad-CAM", "Saccade", "ONNX Runtime", "returned", "Grad-CAM", "Grad-CAM")
 PEER = peers_table.Entry("GradCAM", "a peer", "PyTorch", "its own", "Grad-CAM", "peer")
@@ -174,3 +175,12 @@ def test_capacity_without_constants_is_a_sentence(
         scaling.main()
     assert stop.value.code == 2
     assert "has no constants yet" in capsys.readouterr().err
+
+
+def test_time_in_which_a_core_stood_is_counted_once() -> None:
+    rng = np.random.default_rng(3)
+    begins = rng.integers(0, 90, 12)
+    stops = Stops(times=[(int(begin), int(begin) + int(rng.integers(1, 9))) for begin in begins])
+    for begin, end in [(0, 100), (10, 11), (37, 62), (95, 95)]:
+        stood = sum(any(first <= at < last for first, last in stops.times) for at in range(begin, end))
+        assert stops.within(begin, end) == stood

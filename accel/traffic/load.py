@@ -61,8 +61,11 @@ class LoadRow:
 class _Tally:
     """Answers as they come."""
 
-    def __init__(self, expected: Sequence[bytes]) -> None:
+    def __init__(
+        self, expected: Sequence[bytes], on_refusal: Callable[[float, float], None] = lambda due, now: None
+    ) -> None:
         self.expected = expected
+        self.on_refusal = on_refusal
         self.answered: list[float] = []
         self.refused: list[float] = []
         self.images = 0
@@ -79,6 +82,7 @@ class _Tally:
                 self.images += payload.images
         elif reply.status in _REFUSED:
             self.refused.append(now - due)
+            self.on_refusal(due, now)
         else:
             self.reasons[reply.reason or f"{reply.status}: {reply.tensors[:200].decode(errors='replace')}"] += 1
 
@@ -171,6 +175,7 @@ async def open_loop(
     most: int = 256,
     seed: int = 0,
     on_progress: Callable[[float], None] = lambda done: None,
+    on_refusal: Callable[[float, float], None] = lambda due, now: None,
 ) -> LoadRow:
     """Requests that arrive independently of one another, at a rate, as those of many users do (a Poisson process).
 
@@ -186,11 +191,13 @@ async def open_loop(
         most: requests under way at once; what is due beyond is not sent, and counted.
         seed: of the arrivals.
         on_progress: see `closed_loop`.
+        on_refusal: is told when a request that was refused was due, and when it was, on the clock of
+            `time.perf_counter`.
     """
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
     begins, end = start + _LEAD * seconds, start + seconds
-    tally = _Tally(expected)
+    tally = _Tally(expected, on_refusal)
     idle: list[Connection] = []
     under_way: set[asyncio.Task[None]] = set()
 

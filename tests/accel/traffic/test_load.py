@@ -197,6 +197,26 @@ def test_refusals_failures_and_wrong_answers_are_told_apart() -> None:
     assert known.connections >= row.failed  # each of those ended its connection
 
 
+def test_each_refusal_is_told_with_its_times() -> None:
+    told: list[tuple[float, float]] = []
+
+    async def busy(number: int, body: bytes) -> tuple[int, bytes, bool]:
+        await asyncio.sleep(0.05 if number % 2 else 0.0)
+        return (503 if number % 2 else 200), b"", True
+
+    async def run(known: Known) -> LoadRow:
+        requests = payloads(known.address, METADATA)
+        return await open_loop(
+            known.address, requests, [], rate=100, seconds=0.5, timeout=10, on_refusal=lambda *times: told.append(times)
+        )
+
+    began = time.perf_counter()
+    row, _ = measured(busy, run)
+    assert len(told) == row.refused > 0
+    assert all(began < due < now - 0.05 < time.perf_counter() for due, now in told)
+    assert row.refusal_max_ms == pytest.approx(max(now - due for due, now in told) * 1e3)
+
+
 def test_a_server_that_is_silent_or_gone_is_a_failure_in_words() -> None:
     async def asked() -> None:
         async with Known(silent) as known:
