@@ -1,6 +1,8 @@
 # Both commands need nothing but Python 3.11 or newer: they make .venv if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two jobs: what is downloaded comes beside what is checked.
+MAKEFLAGS += --jobs=2
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint test-only browser benchmarks docs clean

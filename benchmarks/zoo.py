@@ -45,18 +45,32 @@ def _torchvision(name: str, size: int, **options: Any) -> nn.Module:
 
 
 def _smaller(name: str, size: int, depth: int) -> nn.Module:
-    """The same operators in fewer blocks, for tests."""
-    from torchvision.models import SwinTransformer, VisionTransformer, vgg16
+    """The same operators in fewer stages and blocks, for tests."""
+    from torchvision.models import ConvNeXt, DenseNet, EfficientNet, ResNet, SwinTransformer, VisionTransformer, vgg16
+    from torchvision.models.convnext import CNBlockConfig
+    from torchvision.models.efficientnet import MBConvConfig
+    from torchvision.models.resnet import Bottleneck
 
-    model: nn.Module
-    if name == "swin_t":  # one block of each kind: the second stage has the shifted windows
-        model = SwinTransformer([4, 4], 96, [1, depth, 1, 1], [3, 6, 12, 24], [7, 7], num_classes=CLASSES)
-    elif name == "vgg16":  # whose layers without convolutions are nine tenths of its weights
-        model = vgg16(num_classes=CLASSES)
+    if name == "resnet50":
+        return ResNet(Bottleneck, [1, depth, 1, 1], num_classes=CLASSES)
+    if name == "densenet121":
+        return DenseNet(32, (depth, depth, depth), 64, num_classes=CLASSES)
+    if name == "convnext_tiny":
+        return ConvNeXt([CNBlockConfig(96, 192, 1), CNBlockConfig(192, None, depth)], 0.1, num_classes=CLASSES)
+    if name == "efficientnet_b0":
+        stages = [
+            MBConvConfig(1, 3, 1, 32, 16, 1),
+            MBConvConfig(6, 3, 2, 16, 24, depth),
+            MBConvConfig(6, 5, 2, 24, 40, 1),
+        ]
+        return EfficientNet(stages, 0.2, num_classes=CLASSES)
+    if name == "swin_t":  # the second stage has the shifted windows
+        return SwinTransformer([4, 4], 96, [1, depth], [3, 6], [7, 7], num_classes=CLASSES)
+    if name == "vgg16":  # whose layers without convolutions are nine tenths of its weights
+        model: nn.Module = vgg16(num_classes=CLASSES)
         model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 64 * depth), nn.ReLU(), nn.Linear(64 * depth, CLASSES))
-    else:
-        model = VisionTransformer(size, 16, depth, 12, 768, 3072, num_classes=CLASSES)
-    return model
+        return model
+    return VisionTransformer(size, 16, depth, 12, 768, 3072, num_classes=CLASSES)
 
 
 def _timm(name: str, size: int, **options: Any) -> nn.Module:

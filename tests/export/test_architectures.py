@@ -1,7 +1,8 @@
 """The architectures that people use: graphs against naive autograd, in ONNX Runtime, OpenVINO and TensorRT's builder.
 
-Transformers have two blocks here, and VGG a small classifier. `benchmarks/architectures.py` does the same with whole
-ones, for more architectures and every method, at 224 pixels; it takes an hour and more.
+Most have few blocks here, of each kind that the whole ones have, and VGG a small classifier.
+`benchmarks/architectures.py` does the same with whole ones, for more architectures and every method, at 224 pixels; it
+takes an hour and more.
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ from saccade.methods.gradient.explainer import GradientExplainer
 
 SIZE = 64
 GELU = {*ATTENTION, "ConvNeXt-T", "Swin-T"}  # smooth; a ReLU's gradient jumps, so float32 is not exact
-SMALLER = {*ATTENTION, "Swin-T", "VGG-16"}
+SMALLER = {*ATTENTION, "ConvNeXt-T", "DenseNet-121", "EfficientNet-B0", "ResNet-50", "Swin-T", "VGG-16"}
 PAIRS = [
     ("ResNet-50", "dix2"),
     ("DenseNet-121", "dix2"),
     ("ConvNeXt-T", "dix2"),
     ("EfficientNet-B0", "dix2"),
-    ("Swin-T", "dix1"),
     ("Swin-T", "iia2"),
     ("MobileNetV3-L", "dix2"),
     ("VGG-16", "iia2"),
-    ("VGG-16", "ig"),
     ("ViT-B/16 (torchvision)", "gradient-rollout"),
     ("ViT-B/16 (timm)", "dix2"),
     ("ViT-B/16 (transformers)", "iia2"),
