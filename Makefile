@@ -1,16 +1,18 @@
 # Both commands need nothing but Python 3.11 or newer: they make .venv if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two jobs: what is downloaded comes beside what is checked.
-MAKEFLAGS += --jobs=2
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint test-only browser benchmarks docs clean
+.PHONY: demo test downloads lint test-only browser benchmarks docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/saccade demo
 
-test: lint test-only
+test: downloads lint test-only
+
+# Beside one another.
+downloads:
+	$(MAKE) --jobs=2 --no-print-directory .venv/triton-installed browser
 
 lint: .venv/dev-installed
 	$(BIN)/ruff check .

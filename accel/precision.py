@@ -103,14 +103,25 @@ def losses(report: PrecisionReport, precision: str) -> list[str]:
     return found
 
 
-def share_of_bars(report: PrecisionReport, precision: str) -> float:
-    """How much of what may be lost is lost, of whatever is nearest to its bar; up to 1 passes."""
+def share_of_bars(report: PrecisionReport, precision: str, *, of_all: bool = False) -> float:
+    """How much of what may be lost is lost, of whatever is nearest to its bar; up to 1 passes.
+
+    Args:
+        report: what is lost.
+        precision: in which.
+        of_all: also of what is a mean over the images, which of few images says little.
+    """
     bars = BARS[precision]
-    return max(
+    shares = [
         (1 - report.mask_cosine) / (1 - bars.cosine),
         (1 - report.mask_top10_iou) / (1 - bars.top10_iou),
         report.probabilities_max_abs / bars.probabilities,
-    )
+    ]
+    if of_all:
+        shares.append((1 - report.classes_equal) / (1 - bars.classes))
+        if bars.faithfulness is not None and report.faithfulness_change is not None:
+            shares.append(report.faithfulness_change / bars.faithfulness)
+    return max(shares)
 
 
 def _number(values: NDArray[np.float64]) -> NDArray[np.float64]:

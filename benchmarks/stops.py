@@ -1,8 +1,8 @@
-"""When the machine stood still: what no server can answer in, whatever it does.
+"""When cores of the machine stood still, and nobody on them was answered.
 
 A virtual machine shares its processors, and its host takes one away for milliseconds. On each core a process of
-realtime priority, before which nothing of this machine comes, sleeps a millisecond a time: what it wakes late, the core
-stood.
+realtime priority, before which no other process comes, sleeps a millisecond a time: what it wakes late, the core stood,
+or its kernel was at work.
 """
 
 from __future__ import annotations
@@ -24,29 +24,35 @@ _PRIORITY = 50  # of 99
 
 @dataclass
 class Stops:
-    """When a core stood, once the block has ended.
+    """When cores stood, once the block has ended.
 
     Attributes:
         realtime: whether the processes that watched had that priority. Without it they also waited for the load.
-        times: begin and end of each stop of a core, on the clock of `time.perf_counter`.
+        times: begin and end of each stop, on the clock of `time.perf_counter`; a list for each core.
     """
 
     realtime: bool = True
-    times: list[tuple[float, float]] = field(default_factory=list)
+    times: list[list[tuple[float, float]]] = field(default_factory=list)
 
     @property
     def max_ms(self) -> float:
         """The longest."""
-        return max((end - begin for begin, end in self.times), default=0.0) * 1e3
+        return max((end - begin for core in self.times for begin, end in core), default=0.0) * 1e3
 
-    def within(self, begin: float, end: float) -> float:
-        """Seconds of this time in which at least one core stood."""
-        stood, until = 0.0, begin
-        for first, last in sorted(self.times):
-            first, last = max(first, until), min(last, end)
-            if last > first:
-                stood += last - first
-                until = last
+    def within(self, begin: float, end: float, *, cores: int = 1) -> float:
+        """Seconds of this time in which at least so many cores stood at once."""
+        changes = [
+            (min(max(at, begin), end), step)
+            for core in self.times
+            for stop in core
+            if stop[0] < end and stop[1] > begin
+            for at, step in zip(stop, (1, -1), strict=True)
+        ]
+        stood, standing, since = 0.0, 0, begin
+        for at, step in sorted(changes):
+            if standing >= cores:
+                stood += at - since
+            standing, since = standing + step, at
         return stood
 
 
@@ -60,6 +66,7 @@ def watched_stops() -> Iterator[Stops]:
         here, there = spawn.Pipe()
         process = spawn.Process(target=_watch, args=(there, core), daemon=True)
         process.start()
+        there.close()  # or nobody hears that it died
         found.realtime &= here.recv()
         watching.append((here, process))
     try:
@@ -67,18 +74,15 @@ def watched_stops() -> Iterator[Stops]:
     finally:
         for here, process in watching:
             here.send(None)
-            found.times += here.recv()
+            found.times.append(here.recv())
             process.join()
 
 
 def _watch(pipe: Pipe, core: int) -> None:
     os.sched_setaffinity(0, {core})
-    realtime = True
-    try:
+    with contextlib.suppress(OSError):  # not allowed
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
-    except PermissionError:
-        realtime = False
-    pipe.send(realtime)
+    pipe.send(os.sched_getscheduler(0) == os.SCHED_FIFO)
     times: list[tuple[float, float]] = []
     while not pipe.poll():
         due = time.perf_counter() + _SLEEP

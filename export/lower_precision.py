@@ -53,10 +53,10 @@ def write_lower(
     """Write a bundle's graph in lower precision beside that in single, if it passes its gate.
 
     Of half precision the gate runs a graph that rounds as a GPU does, see `rounded`; of int8 the graph itself, with as
-    many kinds of operators in int8 as the gate lets pass, and with those ranges of values, all or most, that lose less.
-    Where not all layers can be in lower precision, groups of neighbouring ones are tried there alone, and the most
-    sensitive stay in single. Weights in int8 take 7 bits, with which every processor computes the same; 8 if that is
-    refused, and this processor computes rightly with them.
+    many kinds of operators in int8 as the gate lets pass, and with the ranges of all values, or of most where those do
+    not pass. Where not all layers can be in lower precision, groups of neighbouring ones are tried there alone, and the
+    most sensitive stay in single. Weights in int8 take 7 bits, with which every processor computes the same; 8 if that
+    is refused, and this processor computes rightly with them.
 
     Args:
         folder: with the graph in single precision.
@@ -114,7 +114,7 @@ def _nearest(gate: _Gate, model: onnx.ModelProto, names: Mapping[str, str], conv
         tries.append(one := _Try(gate, model, names, convert))
         if not one.failures:
             return one
-    return min(tries, key=lambda one: share_of_bars(one.report, gate.precision))
+    return min(tries, key=lambda one: share_of_bars(one.report, gate.precision, of_all=True))
 
 
 def _fastest(ways: Iterable[_Try], precision: str, on_stage: Callable[[str], None]) -> _Try:

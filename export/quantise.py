@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -13,12 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
-from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+from onnxruntime.quantization.calibrate import TensorData, TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from .bias_correction import mean_shifts, rounded_weights, with_biases
+from .bias_correction import make_session, mean_shifts, rounded_weights, with_biases
 
 __all__ = ["OPERATORS", "RANGES", "Quantiser"]
 
@@ -30,8 +30,11 @@ OPERATORS = {
 }
 """Kinds of operators that are quantised together, the fastest first."""
 
-RANGES = {"all": 100.0, "most": 99.999}
-"""Percentiles of values that int8 must hold. What lies beyond is cut off, and the rest is told apart more finely."""
+RANGES = {"all": 1.0, "most": 0.99999}
+"""Shares of the values that int8 must hold. What lies beyond, on both sides, is cut off, and the rest told apart more
+finely.
+"""
+_BINS = 8192  # of a tensor's values, by which their share is found
 
 
 class _Feeds(CalibrationDataReader):  # type: ignore[misc]
@@ -82,17 +85,20 @@ class Quantiser:
                 and say nothing where that overflows: 2 · 255 · 64 is less than 2¹⁵, 2 · 255 · 127 is not.
         """
         if weight_bits not in self._shifts:
-            rounded = rounded_weights(self._quantised(self.model, "products", (), "all", weight_bits))
-            self._shifts[weight_bits] = mean_shifts(self.model, rounded, self._feeds)
+            weights = rounded_weights(self._quantised(self.model, "products", (), "all", weight_bits))
+            self._shifts[weight_bits] = mean_shifts(self.model, weights, self._feeds)
         kept = set(keep)
-        shifts = {name: shift for name, shift in self._shifts[weight_bits].items() if name not in kept}
+        layers = [node for node in self.model.graph.node if node.op_type in OPERATORS["products"]]
+        rounded = {node.input[1] for node in layers if node.name not in kept}  # by others that use the same one, too
+        names = {node.name for node in layers if node.input[1] in rounded}
+        shifts = {name: shift for name, shift in self._shifts[weight_bits].items() if name in names}
         return self._quantised(with_biases(self.model, shifts), operators, kept, ranges, weight_bits)
 
     def _quantised(
         self, model: onnx.ModelProto, operators: str, keep: Iterable[str], ranges: str, weight_bits: int
     ) -> onnx.ModelProto:
-        if ranges not in self._ranges:
-            self._ranges[ranges] = self._calibrated(ranges)
+        held = self._ranges_of(ranges)
+        copied = TensorsData(CalibrationMethod.MinMax, dict(held.items()))  # the quantiser changes that as well
         with _files() as (source, _):
             onnx.save(model, source)  # the quantiser changes the graph that it is given
             quantiser = QDQQuantizer(
@@ -101,7 +107,7 @@ class Quantiser:
                 reduce_range=weight_bits == 7,
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QUInt8,
-                tensors_range=self._ranges[ranges],
+                tensors_range=copied,
                 nodes_to_quantize=[],
                 nodes_to_exclude=list(keep),
                 op_types_to_quantize=list(OPERATORS[operators]),
@@ -111,19 +117,54 @@ class Quantiser:
             result: onnx.ModelProto = quantiser.model.model
             return result
 
-    def _calibrated(self, ranges: str) -> TensorsData:
-        with _files() as (source, result), contextlib.redirect_stdout(io.StringIO()):
+    def _ranges_of(self, ranges: str) -> TensorsData:
+        """Of all values that are quantised, by name."""
+        if ranges not in self._ranges:
+            self._ranges[ranges] = self._smallest_and_largest() if ranges == "all" else self._most(RANGES[ranges])
+        return self._ranges[ranges]
+
+    def _smallest_and_largest(self) -> TensorsData:
+        with _files() as (source, result):
             onnx.save(self.model, source)
             calibrator = create_calibrator(
                 source,
                 list(OPERATORS["throughout"]),
                 augmented_model_path=str(result),
-                calibrate_method=CalibrationMethod.MinMax if ranges == "all" else CalibrationMethod.Percentile,
-                extra_options={} if ranges == "all" else {"percentile": RANGES[ranges], "symmetric": False},
+                calibrate_method=CalibrationMethod.MinMax,
             )
-            for feed in self._feeds:
-                calibrator.collect_data(_Feeds([feed]))  # one at a time, or it holds all values of all of them
+            calibrator.collect_data(_Feeds(self._feeds))
             return calibrator.compute_data()
+
+    def _most(self, share: float) -> TensorsData:
+        """Ranges that hold so many of the values.
+
+        ONNX Runtime's own cuts a bin too much off the largest, and its bins are as wide as the first image's values are
+        large.
+        """
+        limits: dict[str, tuple[float, float]] = {}
+        for name, data in self._ranges_of("all").items():
+            low, high = (float(np.asarray(value).item()) for value in data.range_value)
+            if low < high and np.isfinite((low, high)).all():
+                limits[name] = low, high
+        counts = {name: np.zeros(_BINS, np.int64) for name in limits}
+        probe = onnx.ModelProto()
+        probe.CopyFrom(self.model)
+        there = {one.name for one in (*probe.graph.output, *probe.graph.input)}
+        outputs = [name for name in limits if name not in there]
+        probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs)
+        session = make_session(probe)
+        answered = [one.name for one in session.get_outputs()]
+        for feed in self._feeds:
+            values = feed | dict(zip(answered, session.run(answered, feed), strict=True))
+            for name, pair in limits.items():
+                counts[name] += np.histogram(values[name], _BINS, pair)[0]
+        found = dict(self._ranges_of("all").items())
+        for name, (low, high) in limits.items():
+            edges = np.linspace(low, high, _BINS + 1, dtype=np.float32)
+            below = np.cumsum(counts[name]) / counts[name].sum()
+            left, right = np.searchsorted(below, ((1 - share) / 2, (1 + share) / 2))
+            found[name] = TensorData(lowest=edges[left], highest=edges[right + 1])
+        return TensorsData(CalibrationMethod.MinMax, found)
 
 
 def _own_weights(model: onnx.ModelProto) -> None:

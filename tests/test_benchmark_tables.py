@@ -177,10 +177,11 @@ def test_capacity_without_constants_is_a_sentence(
     assert "has no constants yet" in capsys.readouterr().err
 
 
-def test_time_in_which_a_core_stood_is_counted_once() -> None:
+def test_time_in_which_cores_stood_is_counted_once() -> None:
     rng = np.random.default_rng(3)
-    begins = rng.integers(0, 90, 12)
-    stops = Stops(times=[(int(begin), int(begin) + int(rng.integers(1, 9))) for begin in begins])
+    times = [[(int(at), int(at) + int(rng.integers(1, 5))) for at in np.arange(0, 90, 6) + core] for core in range(3)]
+    stops = Stops(times=times)
     for begin, end in [(0, 100), (10, 11), (37, 62), (95, 95)]:
-        stood = sum(any(first <= at < last for first, last in stops.times) for at in range(begin, end))
-        assert stops.within(begin, end) == stood
+        for cores in (1, 2, 3):
+            counts = [sum(any(a <= at < b for a, b in core) for core in times) for at in range(begin, end)]
+            assert stops.within(begin, end, cores=cores) == sum(count >= cores for count in counts)
