@@ -307,22 +307,18 @@ def _known_extremal(scenes: int) -> dict[str, Any]:
 
 def page(store: Store) -> str:
     """What docs/peers.md says between its markers."""
-    rows = [row for row in store.cost if row["model"] in ("ResNet-50", "ViT-B/16 (timm)")]
-    text = []
-    if rows:
-        newest = max(rows, key=lambda row: row["date"])
-        alike = ("threads", "machine", "versions")
-        rows = [row for row in rows if all(row[name] == newest[name] for name in alike)]
-        found = newest["machine"]
-        versions = ", ".join(f"{name} {number}" for name, number in newest["versions"].items())
-        text += [
-            f"{found['processor']}, {found['cores']} cores, {newest['threads']} threads; "
-            f"Python {found['python']}, {versions}.",
-        ]
-    text += ["![Cost and faithfulness of the explainers](images/peers.png)"]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        dates = ", ".join(sorted({row["date"] for row in rows if row["model"] == model}))
-        text += [f"### {model}, 224 px, {dates}", cost_table(ENTRIES, rows, model)]
+    rows: list[dict[str, Any]] = []
+    text = ["![Cost and faithfulness of the explainers](images/peers.png)"]
+    for model in ("ResNet-50", "ViT-B/16 (timm)"):
+        stored = [row for row in store.cost if row["model"] == model]
+        if stored:
+            newest = max(stored, key=lambda row: row["date"])
+            alike = [
+                row for row in stored if all(row[name] == newest[name] for name in ("threads", "machine", "versions"))
+            ]
+            dates = ", ".join(sorted({row["date"] for row in alike}))
+            text += [f"### {model}, 224 px, {dates}", _measured_with(newest), cost_table(ENTRIES, alike, model)]
+            rows += alike
     measured = store.faithfulness.get("rows", {})
     if measured:
         said = f"{store.faithfulness['scenes']} planted scenes, 95 % intervals, {store.faithfulness['date']}"
@@ -332,6 +328,15 @@ def page(store: Store) -> str:
         ]
     text += ["### In words", "\n".join(f"- {sentence}" for sentence in verdict(ENTRIES, rows, measured))]
     return "\n\n".join(text)
+
+
+def _measured_with(row: dict[str, Any]) -> str:
+    found = row["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+    return (
+        f"{found['processor']}, {found['platform']}, {found['cores']} cores, {row['threads']} threads; "
+        f"Python {found['python']}, {versions}."
+    )
 
 
 def write_page(store: Store) -> None:
