@@ -47,7 +47,8 @@ docs: .venv/dev-installed
 	touch $@
 
 .venv/dev-installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-compile -e '.[dev]'
+	$(BIN)/python -W ignore -m compileall -qq -j 2 .venv/lib || true  # pip compiles on one core
 	touch $@ .venv/demo-installed
 
 # NVIDIA Triton Inference Server, in an environment of its own; on other systems than Linux on x86-64 it says why not.
