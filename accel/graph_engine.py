@@ -20,7 +20,16 @@ from .memory import physical_bytes
 from .onnx_prune import prune_onnx, refuse_other_files
 from .precision import graph_file
 
-__all__ = ["ALLOCATION", "Answer", "GraphEngine", "answer_graph", "check_query", "first_line", "smaller"]
+__all__ = [
+    "ALLOCATION",
+    "Answer",
+    "GraphEngine",
+    "answer_graph",
+    "check_precision",
+    "check_query",
+    "first_line",
+    "smaller",
+]
 
 Answer = Literal["mask", "parts", "probabilities"]
 ALLOCATION = ("allocate", "bad_alloc", "bad allocation", "out of memory")  # in messages of runtimes that lack memory
@@ -44,12 +53,7 @@ class GraphEngine:
     concurrent = False
 
     def __init__(self, bundle: Bundle, precision: str = "fp32") -> None:
-        held = ("fp32", *bundle.manifest.precisions)
-        if precision not in held:
-            raise EngineError(
-                f"the bundle '{bundle.path}' holds no {precision} graph, but {', '.join(held)}; "
-                f"export it again with --precision {precision}"
-            )
+        check_precision(bundle, precision)
         self.bundle = bundle
         self.precision = precision
         self.most_targets: int | None = None if bundle.manifest.several_targets else 1
@@ -224,6 +228,20 @@ class GraphEngine:
         if chosen.size and (chosen.min() < -1 or chosen.max() >= classes):
             raise UsageError(f"target classes go from 0 to {classes - 1}, or -1 for the predicted class; not {target}")
         return np.array(chosen if several else np.broadcast_to(chosen, (count,)), dtype=np.int64)
+
+
+def check_precision(bundle: Bundle, precision: str) -> None:
+    """Refuse a precision that a bundle holds no graph in.
+
+    Raises:
+        EngineError: it holds none.
+    """
+    held = ("fp32", *bundle.manifest.precisions)
+    if precision not in held:
+        raise EngineError(
+            f"the bundle '{bundle.path}' holds no {precision} graph, but {', '.join(held)}; "
+            f"export it again with --precision {precision}"
+        )
 
 
 def check_query(manifest: Manifest, query: MaskQuery) -> None:

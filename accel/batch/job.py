@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ..bundle import Bundle, open_bundle
-from ..graph_engine import check_query
+from ..graph_engine import check_precision, check_query
 from .explainer import Answered, BatchConfig, BatchExplainer
 from .plan import plan_of
 from .run import part_of, run_batch
@@ -108,6 +108,8 @@ class BatchJob:
         self.config = config
         bundle = config.bundle if isinstance(config.bundle, Bundle) else open_bundle(config.bundle)
         self._bundle = bundle
+        precision = str(config.engine.get("precision", "fp32"))
+        check_precision(bundle, precision)
         if config.batch.pipeline.query is not None:
             check_query(bundle.manifest, config.batch.pipeline.query)
         self._source = find_source(
@@ -125,7 +127,7 @@ class BatchJob:
             self._source,
             bundle.manifest,
             config.batch,
-            precision=str(config.engine.get("precision", "fp32")),
+            precision=precision,
             **{
                 "engine": config.engine.get("engine", "onnx"),
                 "shard-size": config.shard_size,

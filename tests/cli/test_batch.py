@@ -128,6 +128,7 @@ def test_what_cannot_be_done_is_one_sentence(
     assert "is not a bundle" in one_sentence(saccade_command("batch", folder, out, "--bundle", tmp_path / "no"))
     assert "one area and one size" in one_sentence(saccade_command("batch", folder, out, *ask, "--areas", "0.1"))
     assert "there is no class 'cow'" in one_sentence(saccade_command("batch", folder, out, *ask, "--target", "cow"))
+    assert "holds no fp16 graph" in one_sentence(saccade_command("batch", folder, out, *ask, "--precision", "fp16"))
     assert "lies in the source" in one_sentence(saccade_command("batch", folder, folder / "out", *ask))
     assert not out.exists()
     (tmp_path / "file").write_text("")
