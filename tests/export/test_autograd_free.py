@@ -410,10 +410,8 @@ def test_a_traced_explainer_is_the_explainer(tiny_explainee: Explainee) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("method", "rule"),
-    [*(("dix2", rule) for rule in RULES), ("iia2", "gauss"), ("iia3", "riemann"), ("ig", "midpoint")],
-)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("method", ["dix2", "iia2", "iia3", "ig"])
 def test_an_exported_graph_takes_any_batch_with_every_rule(
     method: str, rule: Rule, tiny_explainee: Explainee, tmp_path: Path
 ) -> None:
