@@ -3,16 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test downloads lint test-only browser benchmarks docs clean
+# Python keeps what it compiles, whatever the environment says: the tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint test-only browser benchmarks docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/saccade demo
 
-test: downloads lint test-only
-
-# Beside one another.
-downloads:
-	$(MAKE) --jobs=2 --no-print-directory .venv/triton-installed browser
+# What waits for the network or has one process goes beside another.
+test:
+	$(MAKE) --jobs=2 --no-print-directory .venv/dev-installed browser
+	$(MAKE) --jobs=2 --no-print-directory .venv/triton-installed lint
+	$(MAKE) --no-print-directory test-only
 
 lint: .venv/dev-installed
 	$(BIN)/ruff check .
@@ -47,8 +50,7 @@ docs: .venv/dev-installed
 	touch $@
 
 .venv/dev-installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --no-compile -e '.[dev]'
-	$(BIN)/python -W ignore -m compileall -qq -j 2 .venv/lib || true  # pip compiles on one core
+	$(INSTALL) --no-compile -e '.[dev]'  # most of it is never imported
 	touch $@ .venv/demo-installed
 
 # NVIDIA Triton Inference Server, in an environment of its own; on other systems than Linux on x86-64 it says why not.
