@@ -12,12 +12,13 @@ import orjson
 
 from .config import Limits
 from .errors import BadRequest, BodyTimeout, ClientGone, Overloaded, TooLarge
+from .repeated import RepeatedRequests
 from .request import InferenceRequest, request_from_http
 
 __all__ = ["Bodies", "Body", "Receive"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_LARGE = 64 * 1024  # bytes of JSON; parsing more would hold up other requests
+_LARGE = 64 * 1024  # bytes of JSON
 _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
@@ -29,11 +30,13 @@ class Bodies:
 
     Attributes:
         held: bytes.
+        repeated: requests that were read before.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.held = 0
+        self.repeated = RepeatedRequests()
 
     def hold(self, size: int) -> None:
         """Count so many more bytes, if there is room for them; whoever does subtracts them again.
@@ -98,7 +101,10 @@ class Body:
         if coding := self._headers.get(b"content-encoding", b"").decode("latin-1").lower():
             body = await asyncio.to_thread(_unpacked, body, coding, limits.body_bytes)
             self._hold(len(body))
-        return await _parse_aside(body, self._headers.get(b"inference-header-content-length"), limits.json_bytes)
+        length = _json_length(body, self._headers.get(b"inference-header-content-length"), limits.json_bytes)
+        if length > _LARGE:  # it would hold up other requests
+            return await asyncio.to_thread(_parse, body, length)
+        return self._bodies.repeated.read(body, length, _parse)
 
     async def _received(self) -> bytes:
         parts: list[bytes] = []
@@ -154,10 +160,8 @@ def _unpacked(body: bytes, coding: str, most: int) -> bytes:
     return unpacked
 
 
-async def _parse_aside(body: bytes, header_length: bytes | None, most: int) -> InferenceRequest:
-    """A request from a body of JSON, or of JSON of so many bytes and binary tensors behind it; parsed in a thread where
-    it would hold up other requests.
-    """
+def _json_length(body: bytes, header_length: bytes | None, most: int) -> int:
+    """How many bytes of a body are JSON: all of it, or as many as the header says, with binary tensors behind them."""
     length = len(body)
     if header_length is not None:
         text = header_length.decode("latin-1").strip()
@@ -171,9 +175,7 @@ async def _parse_aside(body: bytes, header_length: bytes | None, most: int) -> I
             f"the JSON of the request has more than {most} bytes, which is the limit; send large tensors with the "
             "binary extension"
         )
-    if length > _LARGE:
-        return await asyncio.to_thread(_parse, body, length)
-    return _parse(body, length)
+    return length
 
 
 def _parse(body: bytes, length: int) -> InferenceRequest:

@@ -76,12 +76,13 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
         _headers_wait: asyncio.TimerHandle | None = None
         _writing_waits: asyncio.TimerHandle | None = None
         _header_bytes = 0
+        _in_headers = True  # from a connection's beginning
         _lost: list[Callable[[], None]]
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             self._lost = []
             super().connection_made(GatheringTransport(transport))  # type: ignore[arg-type]
-            self._begin_headers()
+            self._await_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._end_headers()
@@ -92,15 +93,16 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self._headers_wait is None:
+            if not self._in_headers:
                 return
+            self._await_headers()
             self._header_bytes += len(data)
             if self._header_bytes > limits.header_bytes:
                 self.transport.write(_TOO_LONG)
                 self._give_up()
 
         def on_message_begin(self) -> None:
-            self._begin_headers()
+            self._in_headers, self._header_bytes = True, 0
             super().on_message_begin()
             self.scope[LOST] = self._lost  # type: ignore[literal-required]
             self.scope[TOGETHER] = self.transport.together  # type: ignore[attr-defined, literal-required]
@@ -118,12 +120,13 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
             self._end_writing()
             super().resume_writing()
 
-        def _begin_headers(self) -> None:
-            self._header_bytes = 0
+        def _await_headers(self) -> None:
+            """Those that come with the bytes at hand are not waited for."""
             if self._headers_wait is None:
                 self._headers_wait = self.loop.call_later(limits.header_seconds, self._give_up)
 
         def _end_headers(self) -> None:
+            self._in_headers = False
             if self._headers_wait is not None:
                 self._headers_wait.cancel()
                 self._headers_wait = None

@@ -65,6 +65,7 @@ class ServedModel:
         outputs: datatypes of what it can give, by name.
         samples: a few of the bundle's golden images, for people who have none at hand; uint8 (N, H, W, 3).
         digest: of the bundle's manifest, to notice another one.
+        works: what requests mean to it, by what of them is not the image's pixels; without their images.
     """
 
     def __init__(self, name: str, engine: Engine, digest: str, *, batch: int, limits: Limits) -> None:
@@ -73,6 +74,7 @@ class ServedModel:
         self.digest = digest
         self.batch = batch
         self.limits = limits
+        self.works: dict[bytes, Work] = {}
         self.manifest = engine.bundle.manifest
         self.lock: contextlib.AbstractContextManager[Any] = (
             contextlib.nullcontext() if engine.concurrent and batch == 1 else threading.Lock()
@@ -220,7 +222,7 @@ class ServedModel:
         answers, start, row = [], 0, 0
         for work, originals, sized in zip(works, decoded, groups, strict=True):
             stop = start + work.count
-            rows = slice(row, row + int(explained[start:stop].sum()))
+            rows = slice(row, row + int(np.count_nonzero(explained[start:stop])))
             outputs: Outputs = {"explained": explained[start:stop]}
             for name, values in found.items():
                 outputs[name] = values[rows] if name not in ("probabilities", "target_class") else values[start:stop]

@@ -43,6 +43,7 @@ class InferenceRequest:
         outputs: what is asked for; empty for the model's usual outputs.
         parameters: settings of the request.
         binary: outputs that do not say are sent as bytes behind the JSON.
+        rest: all of it but the pixels of its image, as it was sent; empty where it is not kept.
     """
 
     id: str = ""
@@ -50,6 +51,7 @@ class InferenceRequest:
     outputs: tuple[OutputRequest, ...] = ()
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     binary: bool = False
+    rest: bytes = b""
 
 
 def request_from_http(document: Any, tail: memoryview) -> InferenceRequest:

@@ -25,6 +25,7 @@ from .http_body import Bodies
 from .metrics import Metrics
 from .model import VERSION, ServedModel
 from .registry import ModelRegistry, manifest_digest
+from .repeated import repeated_work
 from .request import InferenceRequest
 from .tensors import Tensor
 from .work import Work, make_work
@@ -148,7 +149,7 @@ class Service:
             model = self.models.get(name, version)
             self.check_room()
             request = await read()
-            work = make_work(request, model.manifest, model.outputs, self.config)
+            work = repeated_work(model, request, lambda one: make_work(one, model.manifest, model.outputs, self.config))
             if remaining is not None:
                 work = work.within(remaining)
             finished = await self._result(Job(model, work), lost)
@@ -165,11 +166,9 @@ class Service:
             outcome = "invalid"
             raise BadRequest(str(error)) from None
         else:
-            seconds = time.perf_counter() - began
             outcome = "answered"
-            self.metrics.answered(name, protocol, finished, seconds)
-            if self.config.log_requests:
-                self._log(model, work, finished, protocol, seconds)
+            seconds = time.perf_counter() - began
+            asyncio.get_running_loop().call_soon(self._account, model, work, finished, protocol, seconds)  # once sent
             return model, work, finished
         finally:
             if outcome != "answered":
@@ -217,7 +216,11 @@ class Service:
             if not answer.done():
                 self.dispatcher.forget(job)
 
-    def _log(self, model: ServedModel, work: Work, finished: Finished, protocol: str, seconds: float) -> None:
+    def _account(self, model: ServedModel, work: Work, finished: Finished, protocol: str, seconds: float) -> None:
+        """Count an answer, and log it where that is wanted."""
+        self.metrics.answered(model.name, protocol, finished, seconds)
+        if not self.config.log_requests:
+            return
         fields = {
             "model": model.name,
             "protocol": protocol,

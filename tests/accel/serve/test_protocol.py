@@ -102,6 +102,13 @@ def test_answers_are_those_of_the_local_engine_to_the_bit(client: Client, engine
     assert answer.as_numpy("mask").shape == (3, 2, 32, 32)
 
 
+def test_requests_with_the_same_json_get_their_own_answers(client: Client, engines: dict[str, Engine]) -> None:
+    for seed, asked in ((1, 0), (2, 0), (3, 4), (1, 4)):
+        image, target = noise(1, seed), np.array([[asked]])
+        same(client.infer("classes", image=image, target=target), engines["classes"].run(image, target))
+        same(client.infer("tiny", image=image), engines["tiny"].run(image))
+
+
 def test_masks_as_functions_are_asked_for_by_area_place_and_size(client: Client, engines: dict[str, Engine]) -> None:
     images, engine = noise(2), engines["areas"]
     same(client.infer("areas", image=images), engine.run(images))
