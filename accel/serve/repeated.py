@@ -12,12 +12,11 @@ import numpy as np
 
 from .model import ServedModel
 from .request import InferenceRequest
-from .tensors import Tensor
 from .work import Work
 
 __all__ = ["RepeatedRequests", "repeated_work"]
 
-_MOST, _LONGEST = 64, 4096  # that are known at once, and bytes of JSON
+_MOST, _LONGEST = 64, 4096  # that are known at once, and bytes of each but its pixels
 
 
 class RepeatedRequests:
@@ -41,16 +40,17 @@ class RepeatedRequests:
         head = body[:length]
         if (place := self._places.get(head)) is not None:
             start, stop, shape = place
-            rest = head + body[length:start] + body[stop:]
+            rest = body[:start] + body[stop:]
             if len(body) == len(rest) + stop - start and (known := self._known.get(rest)) is not None:
-                return _with_image(known, np.frombuffer(body, np.uint8, stop - start, start).reshape(shape))
+                image = np.frombuffer(body, np.uint8, stop - start, start).reshape(shape)
+                return replace(known, inputs={**known.inputs, "image": image})
         request = parse(body, length)
         if (place := _place_of_image(request, length, len(body))) is None:
             return request
         start, stop, _ = place
-        if len(body) - (stop - start) > _LONGEST:
+        rest = body[:start] + body[stop:]
+        if len(rest) > _LONGEST:
             return request
-        rest = head + body[length:start] + body[stop:]
         if len(self._known) >= _MOST:
             self._known.clear()
             self._places.clear()
@@ -58,10 +58,6 @@ class RepeatedRequests:
         self._places[head] = place
         self._known[rest] = replace(request, inputs=others, rest=rest)
         return replace(request, rest=rest)
-
-
-def _with_image(request: InferenceRequest, image: Tensor) -> InferenceRequest:
-    return replace(request, inputs={**request.inputs, "image": image})
 
 
 def _place_of_image(request: InferenceRequest, begin: int, end: int) -> tuple[int, int, tuple[int, ...]] | None:
@@ -76,22 +72,22 @@ def _place_of_image(request: InferenceRequest, begin: int, end: int) -> tuple[in
     return found if begin == end else None
 
 
-def repeated_work(model: ServedModel, request: InferenceRequest, make: Callable[[InferenceRequest], Work]) -> Work:
+def repeated_work(model: ServedModel, request: InferenceRequest, make: Callable[[], Work]) -> Work:
     """What a request means to a model.
 
     Args:
         model: that is asked.
         request: a checked one.
-        make: checks it against the model.
+        make: checks the request against the model.
 
     Raises:
         RequestError: as `make`.
     """
     if not request.rest:
-        return make(request)
+        return make()
     if (known := model.works.get(request.rest)) is not None:
         return replace(known, images=request.inputs["image"])
-    work = make(request)
+    work = make()
     if len(model.works) >= _MOST:
         model.works.clear()
     model.works[request.rest] = replace(work, images=None)

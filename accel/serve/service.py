@@ -149,7 +149,7 @@ class Service:
             model = self.models.get(name, version)
             self.check_room()
             request = await read()
-            work = repeated_work(model, request, lambda one: make_work(one, model.manifest, model.outputs, self.config))
+            work = repeated_work(model, request, lambda: make_work(request, model.manifest, model.outputs, self.config))
             if remaining is not None:
                 work = work.within(remaining)
             finished = await self._result(Job(model, work), lost)

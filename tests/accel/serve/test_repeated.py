@@ -170,16 +170,18 @@ def test_a_model_checks_the_first_and_gives_each_what_checking_anew_gives(tiny_b
     first, other = (SimpleNamespace(works={}) for _ in range(2))
     repeated, checked = RepeatedRequests(), []
 
-    def make(request: InferenceRequest) -> Work:
-        checked.append(request)
-        return make_work(request, manifest, outputs, config)
+    def answered(model: Any, request: InferenceRequest) -> Work:
+        def make() -> Work:
+            checked.append(request)
+            return make_work(request, manifest, outputs, config)
+
+        return repeated_work(model, request, make)
 
     for seed in range(3):
         request = repeated.read(*body_of(noise(seed, 2, 32), id="a"), _parse)
         for model in (first, other):
-            found = repeated_work(model, request, make)  # type: ignore[arg-type]
-            assert_same(found, make_work(request, manifest, outputs, config))
+            assert_same(answered(model, request), make_work(request, manifest, outputs, config))
     assert len(checked) == 2  # once for each model
     with pytest.raises(BadRequest):  # and what does not fit fails each time
-        repeated_work(first, replace(request, rest=b"another", inputs={"image": noise(1, side=5)}), make)  # type: ignore[arg-type]
+        answered(first, replace(request, rest=b"another", inputs={"image": noise(1, side=5)}))
     assert b"another" not in first.works
