@@ -22,12 +22,15 @@ class Engine(Protocol):
         name: of the engine, such as ``"onnx"``.
         precision: of the graph that it runs, such as ``"fp32"``.
         concurrent: several threads may call it at the same time.
+        streams: batches that are best run side by side, each called for from a thread of its own; 1 where one takes the
+            whole device.
     """
 
     bundle: Bundle
     name: str
     precision: str
     concurrent: bool
+    streams: int
 
     def run(
         self, images: Uint8, target: NDArray[np.int64] | int | None = None, query: MaskQuery | None = None

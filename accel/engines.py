@@ -26,6 +26,7 @@ def open_engine(
     provider_options: Mapping[str, Mapping[str, str]] | None = None,
     threads: int | None = None,
     precision: str = "fp32",
+    streams: int = 1,
     check: bool = True,
 ) -> Engine:
     """Open a bundle in an engine.
@@ -41,6 +42,8 @@ def open_engine(
         provider_options: of ONNX Runtime: each provider's options, by its name.
         threads: of a processor, for one operator, as many as cores at the most; default: all cores.
         precision: of the graph: ``"fp32"``, or a lower one with which the bundle was exported.
+        streams: batches at most that run side by side and share the threads, for throughput; ONNX Runtime's on a
+            processor, the others take one, see `Engine`.
         check: hold the engine against the golden samples first.
 
     Raises:
@@ -63,7 +66,12 @@ def open_engine(
         made = TensorRTEngine(opened, precision=precision)
     else:
         made = OnnxEngine(
-            opened, providers=providers, provider_options=provider_options, threads=threads, precision=precision
+            opened,
+            providers=providers,
+            provider_options=provider_options,
+            threads=threads,
+            precision=precision,
+            streams=streams,
         )
     if check:
         ensure_golden(made, made.identity)

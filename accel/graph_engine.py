@@ -47,10 +47,12 @@ class GraphEngine:
         most_images: that go through the graph together; larger requests are taken apart.
         most_targets: classes of an image that do; None for any number.
         concurrent: several threads may call it at the same time.
+        streams: so many of them get through more than one does.
     """
 
     name: str
     concurrent = False
+    streams = 1
 
     def __init__(self, bundle: Bundle, precision: str = "fp32") -> None:
         check_precision(bundle, precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,8 @@ class OnnxEngine(GraphEngine):
         threads: threads for one operator, as many as cores at the most; None takes what was tuned, or all cores.
         precision: of the graph, ``"fp32"`` or a lower one that the bundle holds.
         tuning: settings of the session; None takes those that the bundle holds for this machine, if any.
+        streams: batches at most that are run side by side and share the threads; a processor gets through more of them
+            so, since its cores wait for each other less. A GPU takes one.
 
     Raises:
         EngineError: the bundle holds no graph in this precision, or there is no such provider.
@@ -59,6 +62,7 @@ class OnnxEngine(GraphEngine):
         threads: int | None = None,
         precision: str = "fp32",
         tuning: Tuning | None = None,
+        streams: int = 1,
     ) -> None:
         super().__init__(bundle, precision)
         self.providers = _resolve_providers(providers or ("cpu",))
@@ -67,6 +71,8 @@ class OnnxEngine(GraphEngine):
         self.tuning = tuning or stored or Tuning()
         self.threads = min(threads or self.tuning.threads, core_count())
         self.concurrent = not any(_DEVICES.get(name) for name in self.providers)  # bound buffers are one caller's
+        self.streams = min(streams, self.threads or core_count()) if self.concurrent else 1
+        self._opening = threading.Lock()
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._bound: dict[str, BoundSession] = {}
 
@@ -92,19 +98,23 @@ class OnnxEngine(GraphEngine):
 
     def _open(self, what: Answer) -> ort.InferenceSession:
         """The session that gives the masks, the parts, or the probabilities alone; made when first needed."""
-        if what not in self._sessions:
-            session = self._sessions[what] = self._session(self.graph_of(what))
-            if device := _DEVICES.get(self.providers[0]):
-                options = self.provider_options[0]
-                wanted = (options.get("enable_cuda_graph"), options.get("trt_cuda_graph_enable"))
-                graphs = any(str(value).lower() in ("1", "true") for value in wanted)
-                self._bound[what] = BoundSession(session, device, int(options.get("device_id", 0)), graphs=graphs)
-        return self._sessions[what]
+        with self._opening:
+            if what not in self._sessions:
+                session = self._session(self.graph_of(what))
+                if device := _DEVICES.get(self.providers[0]):
+                    options = self.provider_options[0]
+                    wanted = (options.get("enable_cuda_graph"), options.get("trt_cuda_graph_enable"))
+                    graphs = any(str(value).lower() in ("1", "true") for value in wanted)
+                    self._bound[what] = BoundSession(session, device, int(options.get("device_id", 0)), graphs=graphs)
+                self._sessions[what] = session
+            return self._sessions[what]
 
     def _session(self, graph: bytes) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
+        if self.streams > 1:  # each call brings its own thread along, and all draw on one pool
+            options.intra_op_num_threads = (self.threads or core_count()) - self.streams + 1
         options.graph_optimization_level = _LEVELS[self.tuning.graph_optimization]
         options.enable_cpu_mem_arena = self.tuning.arena
         # A pattern sets a second block aside, which a memory budget does not know of.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -177,8 +178,9 @@ class ResultWriter:
     """Writes results into a folder: pictures per image and one line of JSON each in ``results.jsonl``.
 
     Files get the image's name, and the class's where several are explained; a second image of the same name gets ``-2``
-    and so on. A file is written under a temporary name and then renamed, so none is ever half-written. `results.jsonl`
-    is put in place by `close`, or at the end of a ``with`` block that no error ends.
+    and so on. A file is written under a temporary name and then renamed, so none is ever half-written; the name is this
+    writer's own, so of two that write into one folder at once the later one's files stay. `results.jsonl` is put in
+    place by `close`, or at the end of a ``with`` block that no error ends.
 
     Args:
         folder: made if it does not exist.
@@ -195,7 +197,8 @@ class ResultWriter:
         self.folder = Path(folder)
         self.formats = formats
         self._used: dict[str, int] = {}
-        self._lines = self.folder / ".results.jsonl.partial"
+        self._unfinished = f"{secrets.token_hex(4)}.partial"
+        self._lines = self.folder / f".results.jsonl.{self._unfinished}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # a name that is not UTF-8 becomes \udcXX, which JSON reads back as it was
@@ -241,7 +244,7 @@ class ResultWriter:
 
     def _write_one(self, kind: str, stem: str, result: ImageExplanation) -> str:
         name = f"{stem}.{kind}.png" if kind != "npz" else f"{stem}.npz"
-        partial = self.folder / f".{name}.partial"
+        partial = self.folder / f".{name}.{self._unfinished}"
         try:
             with partial.open("wb") as stream:
                 if kind == "overlay":

@@ -35,6 +35,7 @@ __all__ = ["Answered", "BatchConfig", "BatchExplainer"]
 
 _BATCHES_AHEAD = 4  # of images loaded and waiting for the engine, and of answers waiting to be encoded
 _REMOTE_THREADS = 16
+_STREAMS = 4  # batches at most in the engine at once; each holds the memory of one
 _LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
@@ -117,7 +118,10 @@ class BatchExplainer:
     ) -> None:
         if isinstance(bundle, (str, os.PathLike)):
             bundle = open_bundle(Path(bundle))
-        self.engine: Engine = open_engine(bundle, **settings) if isinstance(bundle, Bundle) else bundle
+        if isinstance(bundle, Bundle):
+            large = bundle.manifest.any_size or bundle.manifest.splits  # of those one fills the memory
+            bundle = open_engine(bundle, **{"streams": 1 if large else _STREAMS} | settings)
+        self.engine: Engine = bundle
         self.config = config
         manifest = self.manifest
         query = config.pipeline.query
@@ -163,9 +167,10 @@ class BatchExplainer:
         pipeline, manifest = self.config.pipeline, self.manifest
         size = pipeline.batch_size or manifest.batch
         threads = self.config.decode_threads or (_REMOTE_THREADS if remote else max(2, core_count()))
+        streams = self.engine.streams
         batches = 1 if manifest.any_size else _BATCHES_AHEAD  # such images wait at their own size
         loading = load_ahead(items, self._load, threads=threads, ahead=batches * size + 2 * threads)
-        engine = ThreadPoolExecutor(1, thread_name_prefix="saccade-engine")
+        engine = ThreadPoolExecutor(streams, thread_name_prefix="saccade-engine")
         encoders = ThreadPoolExecutor(max(2, core_count()), thread_name_prefix="saccade-encode")
 
         def explained(group: list[_Entry]) -> Future[list[Answered]]:
@@ -177,7 +182,9 @@ class BatchExplainer:
             with closing(loading):
                 for group in in_groups(loading, _shape, size):
                     running.append(engine.submit(explained, group))
-                    while len(running) > batches or (running and running[0].done() and running[0].result().done()):
+                    while len(running) >= batches + streams or (
+                        running and running[0].done() and running[0].result().done()
+                    ):
                         yield from running.popleft().result().result()
                 while running:
                     yield from running.popleft().result().result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,43 @@ def change_golden(folder: Path, **change: Callable[[np.ndarray], np.ndarray]) ->
         arrays = {name: change.get(name, lambda value: value)(stored[name]) for name in stored.files}
     np.savez_compressed(folder / GOLDEN_FILE, **arrays)
     rehash(folder, GOLDEN_FILE)
+
+
+# ---- several at once
+
+
+def test_streams_share_the_threads_and_are_no_more_than_those(
+    tiny_bundle_kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.accel.onnx_engine.core_count", lambda: 8)
+    bundle = open_bundle(tiny_bundle_kept)
+
+    def of_a_call(**settings: Any) -> tuple[int, int]:
+        engine = OnnxEngine(bundle, **settings)
+        engine.run(np.zeros((1, 32, 32, 3), np.uint8))
+        pool = engine._sessions["mask"].get_session_options().intra_op_num_threads
+        return engine.streams, pool
+
+    # callers and the pool's own threads, one fewer than its size, are as many as there may be
+    assert of_a_call(streams=4) == (4, 5)
+    assert of_a_call(streams=4, threads=4) == (4, 1)
+    assert of_a_call(streams=4, threads=3) == (3, 1)
+    assert of_a_call(streams=4, threads=1) == (1, 1)
+    assert of_a_call(threads=3) == (1, 3)
+
+
+def test_calls_side_by_side_make_one_session_and_each_gets_its_own_answer(
+    tiny_bundle_kept: Path, images: Uint8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = OnnxEngine(open_bundle(tiny_bundle_kept), threads=2, streams=2)
+    alone = OnnxEngine(open_bundle(tiny_bundle_kept), threads=1)
+    made, make = [], ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", lambda *given, **named: made.append(1) or make(*given, **named))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda index: engine.run(images[index % 8][None]), range(64)))
+    assert len(made) == 1
+    for index, answer in enumerate(answers[:8] + answers[-8:]):
+        np.testing.assert_allclose(answer.mask, alone.run(images[index % 8][None]).mask, rtol=0, atol=1e-6)
 
 
 # ---- answers

@@ -545,3 +545,14 @@ def test_a_writer_in_a_with_block_puts_its_lines_in_place_only_if_no_error_ends_
     with pytest.raises(ZeroDivisionError):
         fails()
     assert list((tmp_path / "broken").iterdir()) == []
+
+
+def test_two_writers_at_once_in_one_folder_do_not_break_each_other_and_the_later_one_stays(tmp_path: Path) -> None:
+    with writing(tmp_path, "mask") as later:
+        with writing(tmp_path, "mask") as earlier:
+            earlier.write(explanation("earlier.jpg"))
+            later.write(explanation("later.jpg"))
+        assert [line["image"] for line in lines(tmp_path)] == ["earlier.jpg"]
+    assert [line["image"] for line in lines(tmp_path)] == ["later.jpg"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"earlier.mask.png", "later.mask.png", "results.jsonl"}

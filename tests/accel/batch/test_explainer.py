@@ -18,7 +18,7 @@ from PIL import Image
 from saccade.accel.batch.explainer import BatchConfig, BatchExplainer
 from saccade.accel.batch.sources import Failing, InMemory, Item
 from saccade.accel.batch.table import encode_mask, png_bytes
-from saccade.accel.bundle import Bundle, file_sha256
+from saccade.accel.bundle import Bundle, file_sha256, open_bundle
 from saccade.accel.image import load_image, load_resized, resize_image
 from saccade.accel.pipeline import PipelineConfig, explain_images
 from saccade.accel.results import Failure
@@ -112,7 +112,7 @@ def test_without_masks_none_is_computed(explainer: BatchExplainer, monkeypatch: 
 class Functions:
     """An engine of masks as functions of the area: each is a tenth of its class, plus its area."""
 
-    name, precision = "functions", "fp32"
+    name, precision, concurrent, streams = "functions", "fp32", False, 1
 
     def __init__(self, bundle: Bundle) -> None:
         change = {"areas": (0.1, 0.3), "class_specific": True, "several_targets": True}
@@ -286,3 +286,62 @@ def test_a_bundle_that_is_gone_is_said(tiny_bundle: Path) -> None:
     (tiny_bundle / "explainer.onnx").unlink()
     with pytest.raises(BundleError, match=r"explainer\.onnx' cannot be read: No such file"):
         table_of(explainer, items_of(range(2)))
+
+
+# ---- batches side by side
+
+
+class Slow:
+    """Two batches at once, the first of which is answered after the second; remembers how many it had at once."""
+
+    def __init__(self, explainer: BatchExplainer) -> None:
+        self.engine, self.streams = explainer.engine, 2
+        self.now, self.most, self.turn = 0, 0, threading.Lock()
+        self.together = threading.Barrier(2, timeout=30)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def run(self, images: Uint8, target: Any = None, query: MaskQuery | None = None) -> Explanation:
+        with self.turn:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        place = self.together.wait()  # none goes on alone
+        time.sleep(0.02 * place)
+        with self.turn:
+            self.now -= 1
+        return self.engine.run(images, target, query)
+
+
+def test_as_many_batches_run_as_the_engine_has_streams_and_rows_keep_their_order(explainer: BatchExplainer) -> None:
+    slow = Slow(explainer)
+    items = items_of(range(24))
+    rows = table_of(BatchExplainer(slow, BatchConfig(pipeline=PipelineConfig(batch_size=2))), items)
+    assert slow.most == 2
+    assert rows.equals(table_of(explainer, items))
+
+
+def test_batches_side_by_side_give_the_rows_of_one_after_the_other(
+    explainer: BatchExplainer, tiny_bundle_kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.accel.onnx_engine.core_count", lambda: 3)
+    config = BatchConfig(pipeline=PipelineConfig(batch_size=2))
+    several = BatchExplainer(tiny_bundle_kept, config)
+    assert (several.engine.streams, explainer.engine.streams) == (3, 1)
+    expected, rows = (table_of(one, items_of(range(40))).to_pylist() for one in (explainer, several))
+    for one, row in zip(expected, rows, strict=True):
+        assert (row["key"], row["predicted"]) == (one["key"], one["predicted"])
+        assert row["probability"] == pytest.approx(one["probability"], abs=1e-6)
+        assert np.abs(mask_of(row).astype(int) - mask_of(one)).max() <= 1
+
+
+@pytest.mark.parametrize("change", [{"any_size": True}, {"splits": True}])
+def test_where_one_batch_may_fill_the_memory_there_is_one_at_a_time(
+    tiny_bundle_kept: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, bool]
+) -> None:
+    monkeypatch.setattr("saccade.accel.onnx_engine.core_count", lambda: 8)
+    bundle = open_bundle(tiny_bundle_kept)
+    assert BatchExplainer(bundle, check=False).engine.streams == 4
+    large = Bundle(bundle.path, bundle.manifest.model_copy(update=change))
+    assert BatchExplainer(large, check=False).engine.streams == 1
+    assert BatchExplainer(large, check=False, streams=2).engine.streams == 2
