@@ -173,7 +173,7 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--threads",
             type=click.IntRange(1, 4096),
             metavar="N",
-            help="Threads for one operator, no more than cores. [default: what saccade tune found, or all cores]",
+            help="Threads that compute, no more than cores. [default: what saccade tune found, or all cores]",
         ),
     )
     for decorator in reversed(decorators):

@@ -21,7 +21,8 @@ SHARED = WEIGHTS / "scenes_resnet_ltx_shared"
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # where results go without --out
     folder = tmp_path / "photos"
     folder.mkdir()
     scenes = SceneSource("test", SceneConfig(variant="pair")).batch(range(3))
