@@ -1,5 +1,4 @@
-"""How cost grows with batch, steps, resolution, areas, classes and images, beside the slope that theory gives; and the
-constants of the capacity model.
+"""How cost grows with batch, steps, resolution, areas, classes and images beside theory; the capacity model.
 
     python benchmarks/scaling.py --write                          all, docs/capacity.md and its picture; six minutes
     python benchmarks/scaling.py --panels areas classes --dry
