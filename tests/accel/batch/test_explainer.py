@@ -292,7 +292,7 @@ def test_a_bundle_that_is_gone_is_said(tiny_bundle: Path) -> None:
 
 
 class Slow:
-    """Two batches at once, the first of which is answered after the second; remembers how many it had at once."""
+    """Answers two batches at once, one of them later than the other; remembers how many it had at once."""
 
     def __init__(self, explainer: BatchExplainer) -> None:
         self.engine, self.streams = explainer.engine, 2
