@@ -111,6 +111,16 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
             self._end_headers()
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            """Hand on a body that comes in one piece as it is; it would be copied twice on its way."""
+            cycle = self.cycle
+            if cycle is not None and not cycle.response_complete:
+                if not cycle.body:
+                    cycle.body, body = body, b""  # type: ignore[assignment]
+                elif isinstance(cycle.body, bytes):
+                    cycle.body = bytearray(cycle.body)
+            super().on_body(body)
+
         def pause_writing(self) -> None:
             super().pause_writing()
             if self._writing_waits is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -32,18 +33,25 @@ class Noted(asyncio.Transport):
     def close(self) -> None:
         self.closed_after = len(self.calls)
 
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
     def is_closing(self) -> bool:
         return self.closed_after is not None
 
 
-def conversation(app: Any, request: bytes) -> Noted:
+def conversation(app: Any, *pieces: bytes) -> Noted:
     async def talk() -> Noted:
         config = Config(app, lifespan="off", log_config=None)
         config.load()
         protocol: Any = protocol_class(Limits())(config, ServerState(), {}, asyncio.get_running_loop())
         transport = Noted()
         protocol.connection_made(transport)
-        protocol.data_received(request)
+        for piece in pieces:
+            protocol.data_received(piece)
         await asyncio.gather(*protocol.tasks)
         closed = transport.closed_after
         protocol.connection_lost(None)
@@ -97,3 +105,72 @@ def test_what_was_gathered_when_something_fails_is_sent_before_what_follows() ->
     with transport.together():
         pass
     assert noted.calls == [b"ab", b"c"]
+
+
+async def received(receive: Any) -> bytes:
+    """All of a request's body."""
+    parts, more = [], True
+    while more:
+        message = await receive()
+        assert message["type"] == "http.request"
+        assert type(message["body"]) is bytes
+        parts.append(message["body"])
+        more = message["more_body"]
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("cuts", [(), (9,), (0, 1, 9), (3, 8)])
+def test_a_body_arrives_whole_however_it_is_cut(cuts: tuple[int, ...]) -> None:
+    came = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        came.append(await received(receive))
+        await start_and_body(send, b"")
+
+    ends = (*cuts, 10)
+    pieces = [b"0123456789"[start:end] for start, end in zip((0, *cuts), ends, strict=True)]
+    request = HEAD.replace(b"Length: 2", b"Length: 10") + b"\r\n"
+    conversation(app, request + pieces[0], *pieces[1:])
+    conversation(app, request, *pieces)
+    assert came == [b"0123456789"] * 2
+
+
+def test_requests_one_behind_the_other_keep_their_bodies() -> None:
+    came = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        came.append(await received(receive))
+        await start_and_body(send, b"ok")
+        await asyncio.sleep(0)
+
+    async def talk() -> None:
+        config = Config(app, lifespan="off", log_config=None)
+        config.load()
+        protocol: Any = protocol_class(Limits())(config, ServerState(), {}, asyncio.get_running_loop())
+        protocol.connection_made(Noted())
+        protocol.data_received(HEAD + b"\r\nab" + HEAD + b"\r\n1")
+        protocol.data_received(b"2" + HEAD + b"\r\nxy")
+        while protocol.tasks:
+            await asyncio.gather(*protocol.tasks)
+        protocol.connection_lost(None)
+
+    asyncio.run(talk())
+    assert came == [b"ab", b"12", b"xy"]
+
+
+def test_a_body_in_one_piece_is_held_once() -> None:
+    size = 8 << 20
+    peaks = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await received(receive)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        await start_and_body(send, b"")
+
+    request = HEAD.replace(b"Length: 2", b"Length: %d" % size) + b"\r\n" + bytes(size)
+    tracemalloc.start()
+    try:
+        conversation(app, request)
+    finally:
+        tracemalloc.stop()
+    assert size < peaks[0] < 1.5 * size  # beside the request itself, which was there before
