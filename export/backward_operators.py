@@ -46,6 +46,7 @@ _BACKWARD = (  # operators for which PyTorch has a decomposition into forward on
     aten.value_selecting_reduction_backward,
     aten.new_zeros,
     aten.new_empty,
+    aten._adaptive_avg_pool2d,  # not a backward one; ONNX has none of its kind either
 )
 
 

@@ -16,10 +16,13 @@ import onnx_ir.passes.common as passes
 import torch
 from onnxscript.optimizer import fold_constants
 from torch import nn
+from torch.export import Dim
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from ..contracts import ImageSpec
 from ..errors import ModelError
+from .lowered_program import captured
 from .resize_graph import prepend_resize
 
 __all__ = ["OPSET", "MeanPooling", "export_onnx"]
@@ -62,9 +65,10 @@ def export_onnx(
         shapes["query"] = more
     try:
         with _quiet(), MeanPooling():
+            values = tuple(value for value, _ in example.values())
             program = torch.onnx.export(
-                module.eval(),
-                tuple(value for value, _ in example.values()),
+                module.eval() if rewrite else captured(module.eval(), values, _dynamic(shapes)),
+                values,
                 dynamo=True,
                 dynamic_shapes=shapes,
                 input_names=list(example),
@@ -88,6 +92,11 @@ def export_onnx(
         model = prepend_resize(model, spec)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _dynamic(shapes: Any) -> Any:
+    """Names of axes as `torch.export` takes them."""
+    return tree_map(lambda _: Dim.DYNAMIC, shapes)
 
 
 def _tidy(model: onnx_ir.Model) -> None:

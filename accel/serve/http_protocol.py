@@ -113,10 +113,10 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
 
         def on_body(self, body: bytes) -> None:
             """Hand on a body that comes in one piece as it is; it would be copied twice on its way."""
-            cycle = self.cycle
+            cycle: Any = self.cycle
             if cycle is not None and not cycle.response_complete:
                 if not cycle.body:
-                    cycle.body, body = body, b""  # type: ignore[assignment]
+                    cycle.body, body = body, b""
                 elif isinstance(cycle.body, bytes):
                     cycle.body = bytearray(cycle.body)
             super().on_body(body)
