@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from saccade.methods.explainee import Explainee
 
 threadpool_limits(1, user_api="blas")  # several test processes share the cores, and OpenBLAS waits for each of them
+gc.set_threshold(50_000, 20, 20)  # looking for garbage is a seventh of the time in which a graph is traced
 torchvision_on_cpu.declare_operators()
 if not torch.cuda.is_available():  # Triton is imported later, and then runs its kernels on a processor
     os.environ["TRITON_INTERPRET"] = "1"
