@@ -35,7 +35,7 @@ from saccade.contracts import Floats
 
 __all__ = ["latency"]
 
-TURNS, SECONDS = 24, 0.8  # short ones, since a machine is slower for seconds
+TURNS, SECONDS = 64, 0.3  # as short as they may be, since a machine is slower for seconds
 SETTLE = 0.25  # of a turn, not counted
 TIMEOUT = 60.0
 Turn = Callable[[], list[float]]
