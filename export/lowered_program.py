@@ -78,9 +78,9 @@ def _write_plainly(program: ExportedProgram) -> None:
 
 def _is_plain(node: Node) -> bool:
     """Whether the exporter would leave a node as it is, unless its table has it."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return node.op != "call_module"
-    if node.target in _TRANSLATED:
+    if isinstance(node.target, torch._ops.HigherOrderOperator):  # holds a graph of its own
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target in _TRANSLATED:
         return True
     name = node.target.name()  # type: ignore[no-untyped-call]
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")

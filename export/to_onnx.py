@@ -54,7 +54,8 @@ def export_onnx(
         outputs: names of what the module gives.
         any_size: put the cut and the antialiased resize into the graph, so that it takes images of any height and
             width.
-        rewrite: try PyTorch's rewrite rules on every node, which takes minutes on the graph of a gradient.
+        rewrite: decompose the module's operators and try PyTorch's rewrite rules on every node; the graph of a gradient
+            needs neither, and they take minutes there.
 
     Raises:
         ModelError: the model cannot be traced; the message says where.
@@ -78,7 +79,7 @@ def export_onnx(
                 verbose=False,
             )
     except Exception as error:  # whatever tracing a user's model may raise
-        if "inferred ranges" in str(error):
+        if any(said in str(error) for said in ("inferred ranges", "Constraints violated")):
             raise ModelError(_FIXED_BATCH) from error
         raise ModelError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None, "the exporter gives a program whenever it does not raise"

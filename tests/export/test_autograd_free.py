@@ -430,14 +430,14 @@ def test_an_exported_graph_takes_any_batch_with_every_rule(
             np.testing.assert_allclose(mine, theirs[:count].detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_model_that_fixes_the_batch_is_refused(tiny_explainee: Explainee, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rewrite", [True, False])
+def test_a_model_that_fixes_the_batch_is_refused(rewrite: bool, tiny_explainee: Explainee, tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             mask = image.float().reshape(2, 32 * 32 * 3).mean(1)[:, None, None, None]
             return mask, target, mask
 
     graph = ExplainerGraph(GradientExplainer(tiny_explainee, GradientConfig(method="gradcam")))
+    spec, path = tiny_explainee.image_spec, tmp_path / "graph.onnx"
     with pytest.raises(ModelError, match=r"inferred ranges|takes? batches"):
-        export_onnx(
-            Fixed(), tiny_explainee.image_spec, tmp_path / "graph.onnx", example=graph.example(), outputs=graph.outputs
-        )
+        export_onnx(Fixed(), spec, path, example=graph.example(), outputs=graph.outputs, rewrite=rewrite)

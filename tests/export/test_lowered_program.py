@@ -65,9 +65,20 @@ class Untraced(nn.Module):
         return nn.functional.softmax(logits, 1), target.clamp(min=0), mask
 
 
-def test_other_modules_are_decomposed(tmp_path: Path) -> None:
+class Nested(nn.Module):
+    """A part without gradients, which is captured as a graph inside the graph, and plain operators around it."""
+
+    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pixels = image / 255
+        with torch.no_grad():
+            mean = pixels.mean((1, 2))
+        return mean.exp(), target.clamp(min=0), mean.sin().unsqueeze(1)
+
+
+@pytest.mark.parametrize("kind", [Untraced, Nested])
+def test_other_modules_are_decomposed(kind: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module = Untraced().eval()
+    module = kind().eval()
     image = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     target = torch.tensor([-1, 3])
     example = {"image": (image, {0: "batch"}), "target": (target, {0: "batch"})}

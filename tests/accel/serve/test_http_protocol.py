@@ -52,7 +52,8 @@ def conversation(app: Any, *pieces: bytes) -> Noted:
         protocol.connection_made(transport)
         for piece in pieces:
             protocol.data_received(piece)
-        await asyncio.gather(*protocol.tasks)
+        while protocol.tasks:
+            await asyncio.gather(*protocol.tasks)
         closed = transport.closed_after
         protocol.connection_lost(None)
         transport.closed_after = closed
@@ -143,18 +144,7 @@ def test_requests_one_behind_the_other_keep_their_bodies() -> None:
         await start_and_body(send, b"ok")
         await asyncio.sleep(0)
 
-    async def talk() -> None:
-        config = Config(app, lifespan="off", log_config=None)
-        config.load()
-        protocol: Any = protocol_class(Limits())(config, ServerState(), {}, asyncio.get_running_loop())
-        protocol.connection_made(Noted())
-        protocol.data_received(HEAD + b"\r\nab" + HEAD + b"\r\n1")
-        protocol.data_received(b"2" + HEAD + b"\r\nxy")
-        while protocol.tasks:
-            await asyncio.gather(*protocol.tasks)
-        protocol.connection_lost(None)
-
-    asyncio.run(talk())
+    conversation(app, HEAD + b"\r\nab" + HEAD + b"\r\n1", b"2" + HEAD + b"\r\nxy")
     assert came == [b"ab", b"12", b"xy"]
 
 
