@@ -48,7 +48,7 @@ CANDIDATES = (
     _ours("gradient rollout", "gradient-rollout", VIT),
     _ours(f"DIX2, {FAST}", "dix2", short="DIX2"),
     _ours(f"IIA2, {FAST}", "iia2", short="IIA2"),
-    _ours("integrated gradients, 50 points", "ig", CNN, "integrated gradients", "integrated gradients"),
+    _ours("integrated gradients, 50 points", "ig", ALL, "integrated gradients", "integrated gradients"),
     _torch(LTX, "ltx_shared"),
     _torch(AREAS, "inr"),
     _torch("Grad-CAM", "gradcam"),

@@ -24,7 +24,9 @@ class TracedExplainer(nn.Module):
         self.explainee = explainer.explainee
         height, width = explainer.explainee.image_spec.size
         images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-        self.graph = trace_autograd_free(partial(explainer.attribute, lean=True), (images, torch.tensor([0, -1])))
+        self.graph = trace_autograd_free(
+            partial(explainer.attribute, spelled_out=True), (images, torch.tensor([0, -1]))
+        )
         self.mask = explainer.mask
         self.has_gap = explainer.has_gap
 

@@ -16,7 +16,15 @@ from ..errors import ModelError
 from .attention_tap import AttentionTap
 from .features import noise_images
 
-__all__ = ["AttentionLayout", "AttentionTap", "attention_layout", "block_input", "rollout", "token_grid"]
+__all__ = [
+    "AttentionLayout",
+    "AttentionTap",
+    "attention_layout",
+    "block_input",
+    "rollout",
+    "token_grid",
+    "with_first_tensor",
+]
 
 _EXTRA_TOKENS = (1, 2, 5)  # the class token alone, with a distillation token (DeiT), with four registers (DINOv2)
 _NONE_OR_MORE = (0, *_EXTRA_TOKENS)
@@ -95,20 +103,33 @@ def block_input(model: nn.Module, block: str, values: Tensor | None = None) -> I
     def hook(
         module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if inputs and isinstance(inputs[0], Tensor):
-            taken.append(inputs[0])
-            return ((inputs[0] if values is None else values).clone(), *inputs[1:]), named
-        key = next((key for key, value in named.items() if isinstance(value, Tensor)), None)
-        if key is None:
-            raise ModelError(f"the block '{block}' is given no tensor")
-        taken.append(named[key])
-        return inputs, {**named, key: (taken[0] if values is None else values).clone()}
+        def take(given: Tensor) -> Tensor:
+            taken.append(given)
+            return (given if values is None else values).clone()
+
+        return with_first_tensor(inputs, named, take)
 
     handle = model.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield taken
     finally:
         handle.remove()
+
+
+def with_first_tensor(
+    inputs: tuple[Any, ...], named: dict[str, Any], change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a module is given, with another tensor in the place of the first one, by position or by name.
+
+    Raises:
+        ModelError: it is given none.
+    """
+    if inputs and isinstance(inputs[0], Tensor):
+        return (change(inputs[0]), *inputs[1:]), named
+    key = next((key for key, value in named.items() if isinstance(value, Tensor)), None)
+    if key is None:
+        raise ModelError("a block with attention is given no tensor")
+    return inputs, {**named, key: change(named[key])}
 
 
 @contextmanager
@@ -124,7 +145,7 @@ def _callers(model: nn.Module, tap: AttentionTap) -> Iterator[list[list[str]]]:
     def leave(module: nn.Module, inputs: object, output: object) -> None:
         running.pop()
 
-    def note() -> None:
+    def note(keys: Tensor, values: Tensor) -> None:
         callers.append(list(running))
 
     for name, module in model.named_modules():
@@ -134,7 +155,7 @@ def _callers(model: nn.Module, tap: AttentionTap) -> Iterator[list[list[str]]]:
     try:
         yield callers
     finally:
-        tap.on_attention = lambda: None
+        tap.on_attention = lambda keys, values: None
         for handle in handles:
             handle.remove()
 

@@ -6,7 +6,7 @@ timm and transformers call `torch.nn.functional.scaled_dot_product_attention`, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from ..errors import ModelError
 
 __all__ = ["AttentionTap"]
 
+_ATTENTIONS = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+
 
 class AttentionTap(TorchFunctionMode):
     """Collects the attention matrices of everything that runs inside the block, and replaces some of them.
@@ -25,13 +27,13 @@ class AttentionTap(TorchFunctionMode):
     Args:
         replace: by the number of the attention in the order of calls, the matrix (N, heads, T, T) that takes its place.
         leaf: of this attention's matrix a gradient is wanted, and of nothing before it.
-        attended: by the number of the attention, keys and values (N, heads, T, d) that take the place of its own, of
-            which there may be fewer.
+        only: these are spelled out, by number, and the others run as they are; None for all.
 
     Attributes:
-        matrices: (N, heads, T, T), after softmax, in the order of calls.
-        last_attended: keys and values of the last attention so far.
-        on_attention: called at each attention.
+        matrices: (N, heads, T, T), after softmax, in the order of calls; of those that are spelled out.
+        attended: by the number of the attention, keys and values (N, heads, T, d) that take the place of its own, of
+            which there may be fewer.
+        on_attention: called at each attention that is spelled out, with its keys and values, before it counts as one.
     """
 
     def __init__(
@@ -39,26 +41,30 @@ class AttentionTap(TorchFunctionMode):
         replace: Mapping[int, Tensor] | None = None,
         *,
         leaf: int | None = None,
-        attended: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+        only: Collection[int] | None = None,
     ) -> None:
         super().__init__()
-        self.attended = dict(attended or {})
-        self.last_attended: tuple[Tensor, Tensor] | None = None
+        self.attended: dict[int, tuple[Tensor, Tensor]] = {}
         self.leaf = leaf
         self.matrices: list[Tensor] = []
+        self.only = only
         self.replace = dict(replace or {})
-        self.on_attention: Callable[[], None] = lambda: None
+        self.on_attention: Callable[[Tensor, Tensor], None] = lambda keys, values: None
+        self._calls = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Intercept the two attention functions; everything else runs as it is."""
         kwargs = kwargs or {}
+        if func not in _ATTENTIONS:
+            return func(*args, **kwargs)
+        if self.only is not None and self._calls not in self.only:
+            self._calls += 1
+            return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
-        if func is F.multi_head_attention_forward:
-            return self._multi_head(*args, **kwargs)
-        return func(*args, **kwargs)
+        return self._multi_head(*args, **kwargs)
 
     def _attend(
         self,
@@ -73,8 +79,10 @@ class AttentionTap(TorchFunctionMode):
     ) -> Tensor:
         if is_causal or enable_gqa:
             raise ModelError("attention that is causal or grouped cannot be captured; vision transformers use neither")
-        index = len(self.matrices)
-        key, value = self.last_attended = self.attended.get(index, (key, value))
+        self.on_attention(key, value)
+        index = self._calls
+        self._calls += 1
+        key, value = self.attended.get(index, (key, value))
         logits = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
@@ -86,7 +94,6 @@ class AttentionTap(TorchFunctionMode):
         if index == self.leaf:
             matrix = matrix.detach().requires_grad_(True)
         self.matrices.append(matrix)
-        self.on_attention()
         return matrix @ value
 
     def _multi_head(

@@ -36,7 +36,8 @@ def capture(model: nn.Module, layers: Sequence[str], *, leaves: bool = False) ->
     Args:
         model: it.
         layers: names.
-        leaves: let a gradient begin at what is collected, and reach nothing before it.
+        leaves: let a gradient begin at what is collected, and reach nothing before it; of a layer that runs again,
+            at its first output.
 
     Raises:
         ModelError: the model has no such layer.
@@ -46,6 +47,8 @@ def capture(model: nn.Module, layers: Sequence[str], *, leaves: bool = False) ->
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            if leaves and name in maps:
+                return output
             if leaves and isinstance(output, Tensor):
                 output = output.detach().requires_grad_(True)
             maps[name] = output

@@ -1,20 +1,23 @@
 """The last block of a vision transformer, for the tokens alone that the logits are read from.
 
 Behind the last attention nothing looks at a patch again where the logits are read from a class token: projection, MLP
-and norms of the patches there are computed for nobody. A graph does without them, and a gradient through the block is
-that of a few tokens.
+and norms of the patches there are computed for nobody. An explanation does without them, and a gradient through the
+block is that of a few tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..contracts import ImageSpec
 from ..errors import ModelError
-from .attention import AttentionLayout, AttentionTap, block_input
+from .attention import AttentionLayout, AttentionTap, with_first_tensor
 from .features import noise_images
 
 __all__ = ["LastBlock", "last_block"]
@@ -34,30 +37,50 @@ class LastBlock:
     attention: int
     tokens: int
 
-    def finish(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        block_inputs: Tensor,
-        attended: tuple[Tensor, Tensor],
-        *,
-        leaf: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """The logits (N, K), and the attention of the tokens that are read, (N, heads, tokens, T).
-
-        The model runs again, and what lies before the block is dropped: for graphs, in which that costs nothing.
+    @contextmanager
+    def shortened(self, model: nn.Module, tap: AttentionTap) -> Iterator[None]:
+        """While the model runs inside, its last block is entered twice: with all tokens as far as to the keys and
+        values of its attention, and then with those alone that are read, which attend to these.
 
         Args:
             model: the classifier.
-            images: normalised (N, 3, H, W); only their shape matters.
-            block_inputs: what the block was given, (N, T, D).
-            attended: keys and values of its attention, of all tokens.
-            leaf: let a gradient begin at the attention.
+            tap: inside which it runs, and whose matrix of this attention is then (N, heads, tokens, T).
         """
-        tap = AttentionTap(leaf=self.attention if leaf else None, attended={self.attention: attended})
-        with tap, block_input(model, self.name, block_inputs[:, : self.tokens]):
-            logits: Tensor = model(images)
-        return logits, tap.matrices[self.attention]
+        inside = False
+
+        def hook(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            nonlocal inside
+            if inside:
+                return inputs, named
+            inside, kept = True, tap.on_attention
+            tap.on_attention = _leave
+            try:
+                module(*inputs, **named)
+            except _Attended as found:
+                tap.attended[self.attention] = found.keys, found.values
+            finally:
+                inside, tap.on_attention = False, kept
+            return with_first_tensor(inputs, named, lambda tokens: tokens[:, : self.tokens])
+
+        handle = model.get_submodule(self.name).register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class _Attended(Exception):
+    """Leaves a block at its attention, with what is attended to."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+
+
+def _leave(keys: Tensor, values: Tensor) -> None:
+    raise _Attended(keys, values)
 
 
 def last_block(model: nn.Module, spec: ImageSpec, layout: AttentionLayout) -> LastBlock | None:
@@ -74,12 +97,12 @@ def last_block(model: nn.Module, spec: ImageSpec, layout: AttentionLayout) -> La
     images = noise_images(model, spec, 2)
     try:
         with torch.no_grad():
-            with AttentionTap() as tap, block_input(model, found.name) as taken:
+            with AttentionTap() as whole:
                 expected = model(images)
-            assert tap.last_attended is not None, "the layout has an attention"
-            logits, matrix = found.finish(model, images, taken[0], tap.last_attended)
+            with AttentionTap() as short, found.shortened(model, short):
+                logits = model(images)
     except (ModelError, RuntimeError):
         return None
     alike = logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
-    row = tap.matrices[-1][:, :, : found.tokens]
-    return found if alike and torch.allclose(matrix, row, rtol=1e-4, atol=1e-5) else None
+    rows = whole.matrices[-1][:, :, : found.tokens]
+    return found if alike and torch.allclose(short.matrices[-1], rows, rtol=1e-4, atol=1e-5) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError, UsageError
-from ..attention import AttentionTap, attention_layout, block_input
+from ..attention import AttentionTap, attention_layout
 from ..batch_norm import right_batch_norm_gradients
 from ..explainee import Explainee
 from ..features import FeatureShape, capture, default_layers, device_of, feature_shapes, noise_images
@@ -150,6 +150,7 @@ class GradientExplainer(nn.Module):
         self.on_tokens = False
         self._leaf: int | None = None  # number of the attention whose matrix the prediction's own gradient reaches
         self._last: LastBlock | None = None  # of methods that take the prediction's own pass
+        self._spelled: tuple[int, ...] | None = None  # the attentions whose matrices the method needs; None for all
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size).to(device_of(self.classifier))
 
@@ -166,35 +167,25 @@ class GradientExplainer(nn.Module):
         logits, chosen, maps, gap = self.attribute(images, target)
         return logits, chosen, self.mask(maps), gap
 
-    def attribute(self, images: Tensor, target: Tensor, *, lean: bool = False) -> Attributed:
+    def attribute(self, images: Tensor, target: Tensor, *, spelled_out: bool = False) -> Attributed:
         """The prediction and the raw map; arguments as for `forward`.
 
-        With `lean` nothing that the logits do not need is in it of a transformer's last block (see `last_block`), at
-        the price of another pass, of which a traced graph keeps that block alone.
+        With `spelled_out` all attention is in matrices, as in graphs, since the gradient of PyTorch's fused operator
+        has no forward form; else only where the method reads them or differentiates twice.
         """
         images = images.detach()
-        last = self._last if lean else None
         gradients = self.on_tokens or self._leaf is not None
-        in_first_pass = self._leaf if last is None or self._leaf != last.attention else None
-        # attention spelled out: the fused operator's gradient has no forward form
-        watched: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if last is not None:
-            watched = block_input(self.classifier, last.name)
-        with AttentionTap(leaf=in_first_pass) as tap, right_batch_norm_gradients(self.classifier):
+        tap = AttentionTap(leaf=self._leaf, only=None if spelled_out else self._spelled)
+        shortened = nullcontext() if self._last is None else self._last.shortened(self.classifier, tap)
+        with tap, right_batch_norm_gradients(self.classifier):
             with (
                 torch.set_grad_enabled(gradients),
                 capture(self.classifier, self.layers, leaves=self.on_tokens) as maps,
-                watched as taken,
+                shortened,
             ):
                 logits = self.classifier(images)
-            matrices = tuple(tap.matrices)
-            if last is not None and tap.last_attended is not None:
-                begins = self._leaf == last.attention
-                with torch.set_grad_enabled(gradients):
-                    logits, row = last.finish(self.classifier, images, taken[0], tap.last_attended, leaf=begins)
-                matrices = (*matrices[:-1], row)
             chosen = torch.where(target < 0, logits.argmax(1), target)
-            found = self._attribute(_Pass(images, chosen, maps, matrices, logits))
+            found = self._attribute(_Pass(images, chosen, maps, tuple(tap.matrices), logits))
         return Attributed(
             logits.detach(), chosen, found.maps.detach(), None if found.gap is None else found.gap.detach()
         )
@@ -250,6 +241,7 @@ class GradientExplainer(nn.Module):
             self.layers, self.on_tokens = tokens.names, True
             with suppress(ModelError):
                 self._last = last_block(model, spec, attention_layout(model, spec))
+            self._spelled = () if self._last is None else (self._last.attention,)
             grid = tokens.shapes[0][1:]
             return lambda one: cam_of_tokens(config.method, tokens, one.target, one.maps, one.logits), grid
         needed = _LAYERS[config.method]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from random_weights import randomise
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
 from saccade.export.autograd_free import trace_autograd_free
-from saccade.methods.attention import AttentionTap, attention_layout, block_input
+from saccade.methods.attention import AttentionTap, attention_layout
 from saccade.methods.explainee import Explainee, fingerprint
 from saccade.methods.gradient.config import GradientConfig
 from saccade.methods.gradient.explainer import GradientExplainer
@@ -48,21 +51,33 @@ def test_the_block_is_finished_for_the_class_token_alone(images: Tensor) -> None
     model = made(ScenesViT)
     found = last_block(model, IMAGE_SPEC, attention_layout(model, IMAGE_SPEC))
     assert found == LastBlock("blocks.1", 1, 1)
+    widths: list[int] = []
+    model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: widths.append(int(output.shape[1])))
     with torch.no_grad():
-        with AttentionTap() as tap, block_input(model, "blocks.1") as taken:
+        with AttentionTap() as whole:
             expected = model(images)
-        assert tap.last_attended is not None
-        logits, row = found.finish(model, images, taken[0], tap.last_attended)
+        with AttentionTap() as short, found.shortened(model, short):
+            logits = model(images)
+        again = model(images)
+    assert widths == [145, 1, 145]
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(row, tap.matrices[1][:, :, :1], rtol=1e-12, atol=1e-14)
+    assert torch.equal(again, model(images))
+    torch.testing.assert_close(short.matrices[1], whole.matrices[1][:, :, :1], rtol=1e-12, atol=1e-14)
+    assert len(short.matrices) == 2
 
 
+@pytest.mark.parametrize("spelled_out", [False, True])
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("method", ONE_PASS)
-def test_a_lean_pass_says_the_same(method: str, depth: int, images: Tensor) -> None:
-    explainer = explainer_of(made(ScenesViT, depth), method)
+def test_a_shortened_pass_says_the_same(
+    method: str, depth: int, spelled_out: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(ScenesViT, depth)
+    explainer = explainer_of(model, method)
+    monkeypatch.setattr("saccade.methods.gradient.explainer.last_block", lambda *given: None)
     target = torch.tensor([-1, 2, 7])
-    whole, lean = (explainer.attribute(images, target, lean=lean) for lean in (False, True))
+    whole = explainer_of(model, method).attribute(images, target, spelled_out=True)
+    lean = explainer.attribute(images, target, spelled_out=spelled_out)
     torch.testing.assert_close(lean.logits, whole.logits, rtol=1e-10, atol=1e-12)
     assert torch.equal(lean.target, whole.target)
     torch.testing.assert_close(lean.maps, whole.maps, rtol=1e-8, atol=1e-14)
@@ -74,12 +89,32 @@ def test_where_the_logits_read_all_tokens_nothing_is_left_out(method: str, image
     model = made(MeanOfTokens)
     assert last_block(model, IMAGE_SPEC, attention_layout(model, IMAGE_SPEC)) is None
     explainer = explainer_of(model, method)
-    target = torch.tensor([-1, 2, 7])
-    whole, lean = (explainer.attribute(images, target, lean=lean) for lean in (False, True))
-    assert torch.equal(lean.maps, whole.maps)
+    widths: list[int] = []
+    explainer.classifier.blocks[1].mlp.register_forward_hook(
+        lambda module, inputs, output: widths.append(int(output.shape[1]))
+    )
+    found = explainer.attribute(images, torch.tensor([-1, 2, 7]))
+    assert widths == [145]
+    torch.testing.assert_close(found.logits, model(images))
 
 
-# fails: without `lean`, the patches go through the last block's MLP as well, and the gradient back through it
+@pytest.mark.parametrize(("method", "fused"), [("gradcam", 2), ("rollout", 0)])
+def test_only_the_attention_that_is_read_is_spelled_out(method: str, fused: int, images: Tensor) -> None:
+    explainer = explainer_of(made(ScenesViT, 3), method)
+    calls: list[int] = []
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(func.overloadpacket is operator)
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        explainer.attribute(images, torch.tensor([-1, 2, 7]))
+    assert sum(calls) == fused
+
+
+# fails: with the whole block, the patches go through the last block's MLP as well, and the gradient back through it
 @pytest.mark.parametrize("method", ["gradcam", "rollout", "class-rollout"])
 def test_a_graph_does_without_what_nothing_reads(method: str) -> None:
     model = made(ScenesViT, depth=3)
@@ -96,7 +131,7 @@ def test_a_graph_does_without_what_nothing_reads(method: str) -> None:
 
 
 def explainer_graph(explainer: GradientExplainer, images: Tensor) -> torch.fx.GraphModule:
-    def lean(images: Tensor, target: Tensor) -> object:
-        return explainer.attribute(images, target, lean=True)
+    def spelled_out(images: Tensor, target: Tensor) -> object:
+        return explainer.attribute(images, target, spelled_out=True)
 
-    return trace_autograd_free(lean, (images, torch.tensor([0, -1])))
+    return trace_autograd_free(spelled_out, (images, torch.tensor([0, -1])))
