@@ -22,6 +22,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ def written_out(model: nn.Module) -> nn.Module:
 def graph_error(exact: GradientExplainer, images: torch.Tensor, method: str) -> float:
     """The traced graph of a batch of 2 against naive autograd, image by image, relative to the map's largest value."""
     target = torch.tensor([1, 3])
-    traced = trace_autograd_free(exact.attribute, (images[:2], target))
+    traced = trace_autograd_free(partial(exact.attribute, spelled_out=True), (images[:2], target))
     maps = traced(images[:2], target)[2]
     model = written_out(exact.explainee.model)
     extra = 2 if "distilled" in exact.explainee.spec else 1

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,9 +186,11 @@ def _finish(
     if about.class_specific:
         target[1::2] = np.arange(1, len(images), 2) % len(about.class_names)
     manifest = describe(about, any_size=any_size)
-    original = run_in_batches(
-        TorchEngine(Bundle(folder, manifest), original_graph), images, target, _AT_ONCE, asking("PyTorch")
-    )
+    in_torch = TorchEngine(Bundle(folder, manifest), original_graph)
+    original = run_in_batches(in_torch, images, target, _AT_ONCE, asking("PyTorch"))
+    # of the classifier itself: gradient methods run a copy that is folded and shortened
+    parts = [in_torch.probabilities(images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)]
+    original = replace(original, probabilities=np.concatenate(parts))
     asking("ONNX Runtime")(0)
     engine = OnnxEngine(Bundle(folder, manifest))
     report = measure_parity(

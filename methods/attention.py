@@ -21,9 +21,9 @@ __all__ = [
     "AttentionTap",
     "attention_layout",
     "block_input",
+    "first_tensor_replaced",
     "rollout",
     "token_grid",
-    "with_first_tensor",
 ]
 
 _EXTRA_TOKENS = (1, 2, 5)  # the class token alone, with a distillation token (DeiT), with four registers (DINOv2)
@@ -107,7 +107,7 @@ def block_input(model: nn.Module, block: str, values: Tensor | None = None) -> I
             taken.append(given)
             return (given if values is None else values).clone()
 
-        return with_first_tensor(inputs, named, take)
+        return first_tensor_replaced(inputs, named, take)
 
     handle = model.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -116,7 +116,7 @@ def block_input(model: nn.Module, block: str, values: Tensor | None = None) -> I
         handle.remove()
 
 
-def with_first_tensor(
+def first_tensor_replaced(
     inputs: tuple[Any, ...], named: dict[str, Any], change: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a module is given, with another tensor in the place of the first one, by position or by name.

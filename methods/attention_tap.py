@@ -1,7 +1,8 @@
 """Attention matrices of any vision transformer, captured and replaced without touching the model.
 
 timm and transformers call `torch.nn.functional.scaled_dot_product_attention`, torchvision calls
-`multi_head_attention_forward`; both are intercepted and spelled out, so that the matrices are tensors with gradients.
+`multi_head_attention_forward`; both are intercepted and spelled out, all of them or those that are asked for, so that
+the matrices are tensors with gradients.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from ..errors import ModelError
 
 __all__ = ["AttentionTap"]
 
-_ATTENTIONS = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+_FUSED, _MULTI_HEAD = F.scaled_dot_product_attention, F.multi_head_attention_forward
 
 
 class AttentionTap(TorchFunctionMode):
-    """Collects the attention matrices of everything that runs inside the block, and replaces some of them.
+    """Collects the attention matrices of one pass through a model inside the block, and replaces some of them.
 
     Args:
         replace: by the number of the attention in the order of calls, the matrix (N, heads, T, T) that takes its place.
         leaf: of this attention's matrix a gradient is wanted, and of nothing before it.
-        only: these are spelled out, by number, and the others run as they are; None for all.
+        only: these are spelled out, by number, and the others left to PyTorch's fused operator; None for all.
 
     Attributes:
         matrices: (N, heads, T, T), after softmax, in the order of calls; of those that are spelled out.
         attended: by the number of the attention, keys and values (N, heads, T, d) that take the place of its own, of
             which there may be fewer.
+        calls: attentions so far, spelled out or not.
         on_attention: called at each attention that is spelled out, with its keys and values, before it counts as one.
     """
 
@@ -50,21 +52,18 @@ class AttentionTap(TorchFunctionMode):
         self.only = only
         self.replace = dict(replace or {})
         self.on_attention: Callable[[Tensor, Tensor], None] = lambda keys, values: None
-        self._calls = 0
+        self.calls = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Intercept the two attention functions; everything else runs as it is."""
         kwargs = kwargs or {}
-        if func not in _ATTENTIONS:
-            return func(*args, **kwargs)
-        if self.only is not None and self._calls not in self.only:
-            self._calls += 1
-            return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
+        if func is _FUSED:
             return self._attend(*args, **kwargs)
-        return self._multi_head(*args, **kwargs)
+        if func is _MULTI_HEAD:
+            return self._multi_head(*args, **kwargs)
+        return func(*args, **kwargs)
 
     def _attend(
         self,
@@ -77,11 +76,17 @@ class AttentionTap(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        if self.only is not None and self.calls not in self.only:
+            self.calls += 1
+            found: Tensor = _FUSED(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+            return found
         if is_causal or enable_gqa:
             raise ModelError("attention that is causal or grouped cannot be captured; vision transformers use neither")
         self.on_attention(key, value)
-        index = self._calls
-        self._calls += 1
+        index = self.calls
+        self.calls += 1
         key, value = self.attended.get(index, (key, value))
         logits = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
         if attn_mask is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..contracts import ImageSpec
 from ..errors import ModelError
-from .attention import AttentionLayout, AttentionTap, with_first_tensor
+from .attention import AttentionLayout, AttentionTap, first_tensor_replaced
 from .features import noise_images
 
 __all__ = ["LastBlock", "last_block"]
@@ -39,12 +39,16 @@ class LastBlock:
 
     @contextmanager
     def shortened(self, model: nn.Module, tap: AttentionTap) -> Iterator[None]:
-        """While the model runs inside, its last block is entered twice: with all tokens as far as to the keys and
+        """While the model runs inside, once, its last block is entered twice: with all tokens as far as to the keys and
         values of its attention, and then with those alone that are read, which attend to these.
 
         Args:
             model: the classifier.
-            tap: inside which it runs, and whose matrix of this attention is then (N, heads, tokens, T).
+            tap: inside which it runs, a new one that spells this attention out; the matrix is then (N, heads, tokens,
+                T).
+
+        Raises:
+            ModelError: the block came to no attention, or not in the place that is known.
         """
         inside = False
 
@@ -57,12 +61,15 @@ class LastBlock:
             inside, kept = True, tap.on_attention
             tap.on_attention = _leave
             try:
-                module(*inputs, **named)
+                given, others = first_tensor_replaced(inputs, named, Tensor.clone)  # it may write into what it is given
+                module(*given, **others)
             except _Attended as found:
-                tap.attended[self.attention] = found.keys, found.values
+                tap.attended[tap.calls] = found.keys, found.values
             finally:
                 inside, tap.on_attention = False, kept
-            return with_first_tensor(inputs, named, lambda tokens: tokens[:, : self.tokens])
+            if tap.calls != self.attention or self.attention not in tap.attended:
+                raise ModelError(f"the block '{self.name}' came to no attention, or not in its usual place")
+            return first_tensor_replaced(inputs, named, lambda tokens: tokens[:, : self.tokens])
 
         handle = model.get_submodule(self.name).register_forward_pre_hook(hook, with_kwargs=True)
         try:
@@ -95,14 +102,18 @@ def last_block(model: nn.Module, spec: ImageSpec, layout: AttentionLayout) -> La
         return None
     found = LastBlock(layout.blocks[-1], len(layout) - 1, layout.extra)
     images = noise_images(model, spec, 2)
-    try:
-        with torch.no_grad():
-            with AttentionTap() as whole:
-                expected = model(images)
+    with torch.no_grad():
+        with AttentionTap() as whole:
+            expected = model(images)
+        try:
             with AttentionTap() as short, found.shortened(model, short):
                 logits = model(images)
-    except (ModelError, RuntimeError):
-        return None
-    alike = logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
+        except Exception:  # whatever a model raises that is given fewer tokens than it expects
+            return None
     rows = whole.matrices[-1][:, :, : found.tokens]
-    return found if alike and torch.allclose(short.matrices[-1], rows, rtol=1e-4, atol=1e-5) else None
+    return found if _alike(logits, expected) and _alike(short.matrices[-1], rows) else None
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    size = float(expected.abs().max())
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * size)

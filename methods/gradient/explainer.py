@@ -75,7 +75,8 @@ class _Pass(NamedTuple):
         images: normalised (N, 3, H, W).
         target: the class to explain, int64 (N,).
         maps: outputs of the layers that are read, by name.
-        matrices: attention (N, heads, T, T), in the order of calls; of the last one perhaps the first rows alone.
+        matrices: attention (N, heads, T, T) of those that are spelled out, in the order of calls; of the last one
+            perhaps the first rows alone.
         logits: (N, K), with their graph from a leaf on, where a method asked for one.
     """
 
@@ -150,7 +151,7 @@ class GradientExplainer(nn.Module):
         self.on_tokens = False
         self._leaf: int | None = None  # number of the attention whose matrix the prediction's own gradient reaches
         self._last: LastBlock | None = None  # of methods that take the prediction's own pass
-        self._spelled: tuple[int, ...] | None = None  # the attentions whose matrices the method needs; None for all
+        self._spelled: tuple[int, ...] | None = None  # attentions that are spelled out outside graphs; None for all
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size).to(device_of(self.classifier))
 
@@ -171,7 +172,7 @@ class GradientExplainer(nn.Module):
         """The prediction and the raw map; arguments as for `forward`.
 
         With `spelled_out` all attention is in matrices, as in graphs, since the gradient of PyTorch's fused operator
-        has no forward form; else only where the method reads them or differentiates twice.
+        has no forward form; else a CAM of tokens leaves all but the shortened block to that operator, which is faster.
         """
         images = images.detach()
         gradients = self.on_tokens or self._leaf is not None

@@ -47,9 +47,14 @@ def tokens_to_weigh(model: nn.Module, spec: ImageSpec, layers: tuple[str, ...]) 
     if len(layers) != 1 or getattr(outputs.get(layers[0]), "ndim", 0) != 3:
         return None
     found = SpatialLayers(model, layers, spec)
+    runs: list[None] = []
+    handle = model.get_submodule(layers[0]).register_forward_hook(lambda *given: runs.append(None))
     with torch.enable_grad(), capture(model, layers, leaves=True) as outputs:
         logits = model(noise_images(model, spec, 1))
         (gradient,) = torch.autograd.grad(logits.square().sum(), [outputs[layers[0]]], allow_unused=True)
+    handle.remove()
+    if len(runs) > 1:
+        raise ModelError(f"the layer '{layers[0]}' runs {len(runs)} times for an image; name another with --layer")
     if gradient is None or not bool(found.read({layers[0]: gradient})[0].any()):
         raise ModelError(
             f"the logits depend on none of the patches behind the layer '{layers[0]}', but on the class token alone; "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,8 @@ def random_images(count: int, side: int, seed: int = 0) -> Tensor:
 
 
 def traced(explainer: GradientExplainer, side: int = 16) -> GraphModule:
-    return trace_autograd_free(explainer.attribute, (random_images(2, side), torch.tensor([0, -1])))
+    spelled_out = partial(explainer.attribute, spelled_out=True)
+    return trace_autograd_free(spelled_out, (random_images(2, side), torch.tensor([0, -1])))
 
 
 def assert_graph_equals_eager(graph: GraphModule, explainer: GradientExplainer, side: int = 16) -> None:

@@ -3,6 +3,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +33,7 @@ from saccade.export.resize_graph import prepend_resize
 from saccade.export.write_bundle import export_gradient, export_trained
 from saccade.methods.checkpoint import CheckpointRecord
 from saccade.methods.explainee import Explainee, fingerprint
+from saccade.methods.fold import folded
 from saccade.methods.gradient.config import GradientConfig
 from saccade.methods.gradient.explainer import GradientExplainer
 from saccade.methods.ltx.config import LTXConfig
@@ -185,6 +187,21 @@ def test_grad_cam_of_tokens_passes_the_gate(rng: np.random.Generator, tmp_path: 
     found = open_engine(bundle).run(pixels)
     np.testing.assert_allclose(found.mask, expected.mask, atol=1e-3)
     assert float(found.mask.max()) > 0.9
+
+
+# fails: graph and original share the copy of the classifier that a gradient method runs, and agree
+def test_a_copy_of_the_classifier_that_predicts_otherwise_does_not_pass_the_gate(
+    tiny_explainee: Explainee, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(*given: Any) -> torch.nn.Module:
+        model = folded(*given)
+        with torch.no_grad():
+            [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1].bias[0] += 1
+        return model
+
+    monkeypatch.setattr("saccade.methods.gradient.explainer.folded", off)
+    with pytest.raises(ParityError, match="probabilities differ by up to"):
+        export_gradient(tiny_explainee, GradientConfig(method="gradcam"), images, tmp_path / "bundle")
 
 
 @pytest.mark.gpu

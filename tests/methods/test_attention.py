@@ -11,6 +11,7 @@ from saccade.errors import ModelError
 from saccade.evaluate.scenes_models import ScenesViT
 from saccade.methods.attention import AttentionTap, attention_layout, block_input, rollout
 from saccade.methods.explainee import Explainee
+from saccade.methods.last_block import last_block
 from saccade.methods.sources import LogitsOnly
 
 Made = tuple[nn.Module, int, int, tuple[int, int], int]  # model, heads, blocks, grid, extra tokens
@@ -188,6 +189,27 @@ def test_a_model_whose_attention_lies_in_no_block_of_its_own_has_none() -> None:
 def test_a_cnn_has_no_attention_layout(tiny_explainee: Explainee) -> None:
     with pytest.raises(ModelError, match="calls no attention"):
         attention_layout(tiny_explainee.model, tiny_explainee.image_spec)
+
+
+def test_a_pass_whose_last_block_is_shortened_says_the_same(made: Made) -> None:
+    model, heads, depth, grid, extra = made
+    spec = ImageSpec(size=(grid[0] * 8, grid[1] * 8))
+    found = last_block(model, spec, attention_layout(model, spec))
+    if "dinov3" in type(model).__name__.lower() or model.__class__.__name__ == "Eva":  # its rotation wants all tokens
+        assert found is None
+        return
+    assert found is not None
+    assert found.tokens == extra
+    images = torch.randn(3, 3, *spec.size, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        with AttentionTap() as whole:
+            expected = model(images)
+        with AttentionTap(only={depth - 1}) as tap, found.shortened(model, tap):
+            logits = model(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    (rows,) = tap.matrices
+    assert rows.shape == (3, heads, extra, extra + grid[0] * grid[1])
+    torch.testing.assert_close(rows, whole.matrices[-1][:, :, :extra], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [2, 3])
