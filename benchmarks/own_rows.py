@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import cost
 import torch
 from subjects import Subject, Work
 from ungated import read_ungated, write_ungated
 
+import saccade
 from saccade.accel.bundle import Bundle
 from saccade.accel.engine import Engine
 from saccade.accel.engines import open_engine
 from saccade.accel.onnx_engine import OnnxEngine
-from saccade.cli.contenders import original_config
 from saccade.contracts import Floats, Uint8
 from saccade.evaluate.weights_folder import WEIGHTS
 from saccade.export.in_torch import compiled_in_torch, gradients_in_torch, trained_in_torch
@@ -42,7 +44,7 @@ def by_onnx(method: str) -> Callable[[Subject], Work]:
 
 def by_openvino(method: str) -> Callable[[Subject], Work]:
     """The same graph in OpenVINO, in float32."""
-    return lambda subject: _work(open_engine(_bundle(subject, method), engine="openvino", threads=subject.threads))
+    return lambda subject: _work(open_engine(_bundle(subject, method), engine="openvino", threads=subject.threads, check=method in _TRAINED)
 
 
 def by_torch(method: str, compiled: bool = False) -> Callable[[Subject], Work]:
@@ -113,15 +115,28 @@ def _original(subject: Subject, method: str) -> Engine:
 
 
 def _bundle(subject: Subject, method: str) -> Bundle:
-    """The bundle that was kept of an earlier run with the same settings and classifier, or a new one."""
+    """The bundle that was kept of an earlier run with the same settings, classifier and sources, or a new one."""
     folder = subject.graphs / subject.title.replace("/", "") / method
+    note, made_of = folder.with_suffix(".made-of"), _made_of(subject, method)
     kept = read_ungated(folder)
-    if kept is not None and kept.manifest.explainee["fingerprint"] == subject.explainee.fingerprint:
-        if method in _TRAINED or original_config(kept.manifest) == _config(method):
-            return kept
+    if kept is not None and note.is_file() and note.read_text() == made_of:
+        return kept
     shutil.rmtree(folder, ignore_errors=True)
     if method in _TRAINED and subject.trained:
-        return export_trained(*_untrained(subject, method), subject.images, folder)
-    if method in _TRAINED:
-        return cost.export(subject.explainee, _TRAINED[method], folder)
-    return write_ungated(GradientExplainer(subject.explainee, _config(method)).eval(), folder)
+        made = export_trained(*_untrained(subject, method), subject.images, folder)
+    elif method in _TRAINED:
+        made = cost.export(subject.explainee, _TRAINED[method], folder)
+    else:
+        made = write_ungated(GradientExplainer(subject.explainee, _config(method)).eval(), folder)
+    note.write_text(made_of)
+    return made
+
+
+def _made_of(subject: Subject, method: str) -> str:
+    """What a graph depends on: settings, classifier, and the sources that made it."""
+    sources = hashlib.sha256()
+    for folder in ("methods", "export", "kernels"):
+        for file in sorted((Path(saccade.__file__).parent / folder).rglob("*.py")):
+            sources.update(file.read_bytes())
+    config = _TRAINED[method] if method in _TRAINED else _config(method)
+    return f"{config} {subject.explainee.fingerprint} torch {torch.__version__} sources {sources.hexdigest()}"

@@ -39,6 +39,7 @@ def _torch(name: str, method: str, models: tuple[str, ...] = ALL, compiled: bool
 
 
 LTX, AREAS, FAST = "LTX, shared trunk", "INR, masks of four areas", "fast preset"
+INTEGRAL = "integrated gradients, 50 points"
 CANDIDATES = (
     _ours(LTX, "ltx_shared", short="LTX"),
     Candidate(Entry(LTX, "Saccade", "OpenVINO", "returned", trained=True), by_openvino("ltx_shared")),
@@ -48,7 +49,8 @@ CANDIDATES = (
     _ours("gradient rollout", "gradient-rollout", VIT),
     _ours(f"DIX2, {FAST}", "dix2", short="DIX2"),
     _ours(f"IIA2, {FAST}", "iia2", short="IIA2"),
-    _ours("integrated gradients, 50 points", "ig", ALL, "integrated gradients", "integrated gradients"),
+    _ours(INTEGRAL, "ig", ALL, "integrated gradients", "integrated gradients"),
+    Candidate(Entry(INTEGRAL, "Saccade", "OpenVINO", "returned"), by_openvino("ig")),
     _torch(LTX, "ltx_shared"),
     _torch(AREAS, "inr"),
     _torch("Grad-CAM", "gradcam"),

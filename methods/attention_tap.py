@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
+from .attend import attend
 
 __all__ = ["AttentionTap"]
 
@@ -29,9 +30,10 @@ class AttentionTap(TorchFunctionMode):
         replace: by the number of the attention in the order of calls, the matrix (N, heads, T, T) that takes its place.
         leaf: of this attention's matrix a gradient is wanted, and of nothing before it.
         only: these are spelled out, by number, and the others left to PyTorch's fused operator; None for all.
+        keep: collect the matrices; without, what is spelled out has a shorter gradient, and no matrix is replaced.
 
     Attributes:
-        matrices: (N, heads, T, T), after softmax, in the order of calls; of those that are spelled out.
+        matrices: (N, heads, T, T), after softmax, in the order of calls; of those that are spelled out and kept.
         attended: by the number of the attention, keys and values (N, heads, T, d) that take the place of its own, of
             which there may be fewer.
         calls: attentions so far, spelled out or not.
@@ -44,8 +46,11 @@ class AttentionTap(TorchFunctionMode):
         *,
         leaf: int | None = None,
         only: Collection[int] | None = None,
+        keep: bool = True,
     ) -> None:
         super().__init__()
+        assert keep or (replace is None and leaf is None), "what is replaced or differentiated is a matrix that is kept"
+        self.keep = keep
         self.attended: dict[int, tuple[Tensor, Tensor]] = {}
         self.leaf = leaf
         self.matrices: list[Tensor] = []
@@ -88,10 +93,13 @@ class AttentionTap(TorchFunctionMode):
         index = self.calls
         self.calls += 1
         key, value = self.attended.get(index, (key, value))
-        logits = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+        if not self.keep and query.ndim == 4 and (attn_mask is None or not attn_mask.requires_grad):
+            return attend(query, key, value, scale, attn_mask)
+        logits = query * scale @ key.transpose(-2, -1)
         if attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
-                attn_mask = torch.zeros_like(attn_mask, dtype=logits.dtype).masked_fill(~attn_mask, -torch.inf)
             logits = logits + attn_mask
         matrix = logits.softmax(-1)
         if index in self.replace:

@@ -37,7 +37,18 @@ class Quadrature:
     @property
     def closed(self) -> bool:
         """The two ends of the interval are among the points."""
-        return bool(self.points[0] == 0 and self.points[-1] == 1)
+        return bool(self.points[0] == 0 and self.reaches_end)
+
+    @property
+    def reaches_end(self) -> bool:
+        """The upper end of the interval is among the points, the last one."""
+        return bool(self.points[-1] == 1)
+
+    @property
+    def before_end(self) -> Quadrature:
+        """The points and weights below 1; the weights of a sum that lacks the last one where `reaches_end`."""
+        count = len(self) - self.reaches_end
+        return Quadrature(self.points[:count], self.weights[:count])
 
 
 def quadrature(rule: Rule, steps: int) -> Quadrature:

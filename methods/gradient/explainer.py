@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from ..features import FeatureShape, capture, default_layers, device_of, feature
 from ..fold import folded
 from ..last_block import LastBlock, last_block
 from ..quadrature import quadrature
-from ..representation import linear_head, logits_of, run_from
+from ..representation import linear_head, run_from
 from ..upsample import BilinearUpsample, interpolation_matrix
 from .config import GradientConfig
 from .feature_maps import Setting, dix, grad_cam, iia2, iia3, layer_cam
@@ -78,6 +78,7 @@ class _Pass(NamedTuple):
         matrices: attention (N, heads, T, T) of those that are spelled out, in the order of calls; of the last one
             perhaps the first rows alone.
         logits: (N, K), with their graph from a leaf on, where a method asked for one.
+        run: the classifier once more, on other images (M, 3, H, W), in the same form.
     """
 
     images: Tensor
@@ -85,6 +86,7 @@ class _Pass(NamedTuple):
     maps: Mapping[str, Tensor]
     matrices: Sequence[Tensor]
     logits: Tensor
+    run: Callable[[Tensor], Tensor]
 
 
 _Attribute = Callable[[_Pass], Attribution]
@@ -122,6 +124,8 @@ class GradientExplainer(nn.Module):
         layers: names of the layers that are read, the last one first; empty for attention and pixels.
         on_attention: the method works on attention matrices.
         on_tokens: it works on the tokens of a transformer, whose gradient is taken in the prediction's own pass.
+        to_the_image: it is a path whose last point is the image, where the gradient is that of the prediction's own
+            pass.
         steps: of every integral.
         rule: the quadrature of every integral, of the outermost where they differ.
         inner_rule: that of the innermost integral on attention.
@@ -149,8 +153,9 @@ class GradientExplainer(nn.Module):
         self.at_once = config.points_per_pass
         self.batch = max(_BATCH, config.batch)
         self.on_tokens = False
+        self.to_the_image = config.method == "ig" and self.rule.reaches_end
         self._leaf: int | None = None  # number of the attention whose matrix the prediction's own gradient reaches
-        self._last: LastBlock | None = None  # of methods that take the prediction's own pass
+        self._last: LastBlock | None = None  # of methods that need no more of it than the logits do
         self._spelled: tuple[int, ...] | None = None  # attentions that are spelled out outside graphs; None for all
         self._attribute, grid = self._choose()
         self.mask = MapToMask(grid, explainee.image_spec.size).to(device_of(self.classifier))
@@ -174,19 +179,19 @@ class GradientExplainer(nn.Module):
         With `spelled_out` all attention is in matrices, as in graphs, since the gradient of PyTorch's fused operator
         has no forward form; else a CAM of tokens leaves all but the shortened block to that operator, which is faster.
         """
-        images = images.detach()
-        gradients = self.on_tokens or self._leaf is not None
-        tap = AttentionTap(leaf=self._leaf, only=None if spelled_out else self._spelled)
-        shortened = nullcontext() if self._last is None else self._last.shortened(self.classifier, tap)
+        images = images.detach().requires_grad_(self.to_the_image)
+        gradients = self.on_tokens or self.to_the_image or self._leaf is not None
+        tap = self._tap(spelled_out)
         with tap, right_batch_norm_gradients(self.classifier):
             with (
                 torch.set_grad_enabled(gradients),
                 capture(self.classifier, self.layers, leaves=self.on_tokens) as maps,
-                shortened,
+                self._shortened(tap),
             ):
                 logits = self.classifier(images)
             chosen = torch.where(target < 0, logits.argmax(1), target)
-            found = self._attribute(_Pass(images, chosen, maps, tuple(tap.matrices), logits))
+            run = partial(self._run, spelled_out)
+            found = self._attribute(_Pass(images, chosen, maps, tuple(tap.matrices), logits, run))
         return Attributed(
             logits.detach(), chosen, found.maps.detach(), None if found.gap is None else found.gap.detach()
         )
@@ -202,6 +207,19 @@ class GradientExplainer(nn.Module):
         super().train(False)
         return self
 
+    def _tap(self, spelled_out: bool) -> AttentionTap:
+        only, keep = None if spelled_out else self._spelled, self.config.method not in ("ig", *TOKEN_METHODS)
+        return AttentionTap(leaf=self._leaf, only=only, keep=keep)
+
+    def _shortened(self, tap: AttentionTap) -> AbstractContextManager[None]:
+        return nullcontext() if self._last is None else self._last.shortened(self.classifier, tap)
+
+    def _run(self, spelled_out: bool, images: Tensor) -> Tensor:
+        tap = self._tap(spelled_out)
+        with tap, self._shortened(tap):
+            logits: Tensor = self.classifier(images)
+        return logits
+
     def _choose(self) -> tuple[_Attribute, tuple[int, int] | None]:
         """The function that attributes, and the grid of its maps (None: the image's own)."""
         if self.config.method == "ig":
@@ -209,7 +227,8 @@ class GradientExplainer(nn.Module):
             one = noise_images(model, spec, 1).requires_grad_(True)
             with torch.no_grad():
                 self.register_buffer("nothing", model(torch.zeros_like(one)))
-            self._fit(0, saved_bytes(model, lambda: model(one)), len(self.rule))
+            self._shorten()
+            self._fit(0, saved_bytes(model, lambda: self._run(False, one)), len(self.rule.before_end))
             return self._integrate_pixels, None
         return self._choose_attention() if self.on_attention else self._choose_maps()
 
@@ -240,9 +259,7 @@ class GradientExplainer(nn.Module):
         config, model, spec = self.config, self.classifier, self.explainee.image_spec
         if config.method in TOKEN_METHODS and (tokens := tokens_to_weigh(model, spec, config.layers)):
             self.layers, self.on_tokens = tokens.names, True
-            with suppress(ModelError):
-                self._last = last_block(model, spec, attention_layout(model, spec))
-            self._spelled = () if self._last is None else (self._last.attention,)
+            self._shorten()
             grid = tokens.shapes[0][1:]
             return lambda one: cam_of_tokens(config.method, tokens, one.target, one.maps, one.logits), grid
         needed = _LAYERS[config.method]
@@ -270,6 +287,13 @@ class GradientExplainer(nn.Module):
         finest = shapes[-1] if config.method.startswith("dix") else shapes[0]
         return lambda one: method(setting, one.images, one.target, one.maps), finest[1:]
 
+    def _shorten(self) -> None:
+        """Of a transformer that reads its logits from a few tokens, its last block for those alone."""
+        model, spec = self.classifier, self.explainee.image_spec
+        with suppress(ModelError):
+            self._last = last_block(model, spec, attention_layout(model, spec))
+        self._spelled = () if self._last is None else (self._last.attention,)
+
     def _fit_maps(self, shapes: Sequence[FeatureShape], heads: Sequence[Tensor | None]) -> None:
         model, spec = self.classifier, self.explainee.image_spec
         forward = 4 * largest_output(model, spec)
@@ -295,8 +319,7 @@ class GradientExplainer(nn.Module):
             self.batch = max(batch, min(_BATCH, largest_batch(room, fixed, each, points, found)))
 
     def _integrate_pixels(self, one: _Pass) -> Attribution:
-        gained = logits_of(one.logits - self.nothing, one.target)
-        return integrated_gradients(self.classifier, one.images, one.target, self.rule, self.at_once, gained)
+        return integrated_gradients(one.run, one.images, one.logits, one.target, self.rule, self.at_once, self.nothing)
 
     def _on_attention(self, setting: AttentionSetting) -> _Attribute:
         method = self.config.method

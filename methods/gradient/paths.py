@@ -105,14 +105,14 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def passes(rule: Quadrature, at_once: int, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Points and weights of a rule in groups that go through the model together.
+    """Points and weights of a rule in groups that go through the model together, as few and as even as they can be.
 
     Args:
         rule: the quadrature.
-        at_once: points per group; 0 for all.
+        at_once: points per group, at most; 0 for all.
         like: of the dtype and device wanted.
     """
-    size = at_once or len(rule)
+    size = -(-len(rule) // -(-len(rule) // (at_once or len(rule))))
     for start in range(0, len(rule), size):
         yield (
             torch.tensor(rule.points[start : start + size], dtype=like.dtype, device=like.device),

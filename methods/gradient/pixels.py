@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...kernels.attribution_reduce import attribution_reduce
 from ...kernels.integration_path import integration_path
@@ -15,28 +17,41 @@ __all__ = ["integrated_gradients"]
 
 
 def integrated_gradients(
-    model: nn.Module, images: Tensor, target: Tensor, rule: Quadrature, at_once: int, gained: Tensor
+    run: Callable[[Tensor], Tensor],
+    images: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    rule: Quadrature,
+    at_once: int,
+    nothing: Tensor,
 ) -> Attribution:
     """X ∘ ∫ ∂f(a·x)/∂x da (Sundararajan et al. 2017, eq. 1), summed over channels.
 
     The baseline is 0 after normalisation, the data's mean colour. The sum over the image is f(x) − f(0) up to the error
-    of the quadrature.
+    of the quadrature. Where the path's end is one of the rule's points, the gradient there is that of the prediction
+    itself, which is not computed again.
 
     Args:
-        model: the classifier, frozen and in eval mode.
+        run: the classifier, frozen and in eval mode, from images to logits.
         images: normalised (N, 3, H, W).
+        logits: of the images, (N, K); where the rule has the path's end, with their graph from the images on.
         target: int64 (N,).
         rule: the quadrature.
         at_once: points per pass, 0 for all.
-        gained: the target's logit less that of the baseline, (N,).
+        nothing: logits of the baseline, (1, K).
 
     Returns:
         The map, signed, (N, H, W), and its completeness gap.
     """
     maps = torch.zeros_like(images[:, 0])
-    for points, weights in passes(rule, at_once, images):
+    if rule.reaches_end:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(logits_of(logits, target).sum(), images)
+        maps = maps + attribution_reduce(gradient, images.detach(), images.new_full((1,), float(rule.weights[-1])))
+    for points, weights in passes(rule.before_end, at_once, images):
         path = integration_path(images, points).requires_grad_(True)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(logits_of(model(path), target.repeat(len(points))).sum(), path)
-        maps = maps + attribution_reduce(gradient, images, weights)
+            (gradient,) = torch.autograd.grad(logits_of(run(path), target.repeat(len(points))).sum(), path)
+        maps = maps + attribution_reduce(gradient, images.detach(), weights)
+    gained = logits_of(logits.detach() - nothing, target)
     return Attribution(maps, completeness_gap(maps.sum((1, 2)), gained))

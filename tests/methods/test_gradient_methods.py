@@ -20,8 +20,9 @@ from saccade.evaluate.scenes_models import IMAGE_SPEC, ScenesViT
 from saccade.methods.explainee import Explainee, fingerprint
 from saccade.methods.gradient.config import ALIASES, METHODS, GradientConfig
 from saccade.methods.gradient.explainer import GradientExplainer, MapToMask
+from saccade.methods.gradient.paths import passes
 from saccade.methods.gradient.transformers import AttentionSetting, dix_of_attention
-from saccade.methods.quadrature import Rule
+from saccade.methods.quadrature import Rule, quadrature
 
 SPEC = ImageSpec(size=(16, 16))
 CLASSES = 5
@@ -439,6 +440,31 @@ def test_integrated_gradients_are_complete(head: str, images: Tensor, target: Te
     difference = (logits - dark).gather(1, chosen[:, None])[:, 0]
     assert maps.shape == (4, *SPEC.size)
     torch.testing.assert_close(maps.sum((1, 2)), difference, rtol=0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["riemann", "gauss", "midpoint"])
+def test_integrated_gradients_take_the_prediction_and_the_points_that_are_not_the_image(
+    rule: Rule, images: Tensor, target: Tensor
+) -> None:
+    config = GradientConfig(method="ig", steps=STEPS, rule=rule, points_per_pass=2)
+    explainer = GradientExplainer(explainee_of(cnn("mlp")), config)
+    counts: list[int] = []
+    explainer.classifier.register_forward_hook(lambda module, inputs, output: counts.append(len(output)))
+    explainer.attribute(images, target)
+    assert sum(counts) == len(images) * (1 + STEPS)  # of Riemann's STEPS + 1 points the last is the image
+    assert max(counts) == 2 * len(images)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "sizes"),
+    [(0, [11]), (11, [11]), (20, [11]), (10, [6, 5]), (4, [4, 4, 3]), (3, [3, 3, 3, 2]), (1, [1] * 11)],
+)
+def test_passes_are_as_few_and_as_even_as_they_can_be(at_once: int, sizes: list[int]) -> None:
+    rule = quadrature("riemann", 10)
+    parts = list(passes(rule, at_once, torch.zeros(1, dtype=torch.float64)))
+    assert [len(points) for points, _ in parts] == sizes
+    assert torch.cat([points for points, _ in parts]).tolist() == rule.points.tolist()
+    assert torch.cat([weights for _, weights in parts]).tolist() == rule.weights.tolist()
 
 
 @pytest.mark.parametrize("rule", ["riemann", "gauss"])

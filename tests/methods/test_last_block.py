@@ -20,6 +20,7 @@ from saccade.methods.gradient.explainer import GradientExplainer
 from saccade.methods.last_block import LastBlock, last_block
 
 ONE_PASS = ["gradcam", "layercam", "rollout", "class-rollout", "gradient-rollout"]
+SHORTENED = [*ONE_PASS, "ig"]
 
 
 class MeanOfTokens(ScenesViT):
@@ -37,10 +38,12 @@ def made(kind: type[ScenesViT], depth: int = 2) -> ScenesViT:
     return model
 
 
-def explainer_of(model: ScenesViT, method: str) -> GradientExplainer:
+def explainer_of(model: ScenesViT, method: str, **settings: Any) -> GradientExplainer:
     names = tuple(map(str, range(10)))
     explainee = Explainee(model, IMAGE_SPEC, names, "python:tiny:vit", "random", fingerprint(model))
-    return GradientExplainer(explainee, GradientConfig(method=method)).eval()
+    if method == "ig":
+        settings = {"steps": 2, **settings}
+    return GradientExplainer(explainee, GradientConfig(method=method, **settings)).eval()
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_the_block_runs_for_the_class_token_alone(images: Tensor) -> None:
 
 @pytest.mark.parametrize("spelled_out", [False, True])
 @pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("method", ONE_PASS)
+@pytest.mark.parametrize("method", SHORTENED)
 def test_a_shortened_pass_says_the_same(
     method: str, depth: int, spelled_out: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +89,7 @@ def test_a_shortened_pass_says_the_same(
     assert float(whole.maps.max()) > 0
 
 
-@pytest.mark.parametrize("method", ONE_PASS)
+@pytest.mark.parametrize("method", SHORTENED)
 def test_where_the_logits_read_all_tokens_nothing_is_left_out(method: str, images: Tensor) -> None:
     model = made(MeanOfTokens)
     assert last_block(model, IMAGE_SPEC, attention_layout(model, IMAGE_SPEC)) is None
@@ -96,7 +99,7 @@ def test_where_the_logits_read_all_tokens_nothing_is_left_out(method: str, image
         lambda module, inputs, output: widths.append(int(output.shape[1]))
     )
     found = explainer.attribute(images, torch.tensor([-1, 2, 7]))
-    assert widths == [145]
+    assert widths == [145] * (2 if method == "ig" else 1)
     torch.testing.assert_close(found.logits, model(images))
     expected = explainer.attribute(images, torch.tensor([-1, 2, 7]), spelled_out=True)
     torch.testing.assert_close(found.maps, expected.maps, rtol=1e-8, atol=1e-14)

@@ -76,3 +76,16 @@ def test_an_integral_without_a_step_is_refused(rule: Rule, steps: int) -> None:
 def test_an_unknown_rule_is_refused_and_the_nearest_is_named() -> None:
     with pytest.raises(UsageError, match=r"no quadrature 'rieman'; did you mean riemann\?"):
         quadrature("rieman", 3)  # type: ignore[arg-type]
+
+
+@ALL
+@STEPS
+def test_the_end_of_the_interval_and_what_is_before_it_are_the_whole_sum(rule: Rule, steps: int) -> None:
+    found = quadrature(rule, steps)
+    before = found.before_end
+    assert found.reaches_end == (rule == "riemann")
+    assert bool((before.points < 1).all())
+    at_end = found.weights[-1] * np.exp(1.0) if found.reaches_end else 0.0
+    assert float(before.weights @ np.exp(before.points)) + at_end == pytest.approx(
+        float(found.weights @ np.exp(found.points)), rel=1e-14
+    )
