@@ -126,6 +126,7 @@ def _bundle(subject: Subject, method: str) -> Bundle:
     kept = read_ungated(folder)
     if kept is not None and note.is_file() and note.read_text() == made_of:
         return kept
+    note.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     if method in _TRAINED and subject.trained:
         made = export_trained(*_untrained(subject, method), subject.images, folder)
@@ -138,10 +139,14 @@ def _bundle(subject: Subject, method: str) -> Bundle:
 
 
 def _made_of(subject: Subject, method: str) -> str:
-    """What a graph depends on: settings, classifier, and the sources that made it."""
+    """What a graph depends on: settings, classifier, the sources that made it, and its explainer's weights."""
     sources = hashlib.sha256()
-    for folder in ("methods", "export", "kernels"):
-        for file in sorted((Path(saccade.__file__).parent / folder).rglob("*.py")):
-            sources.update(file.read_bytes())
+    package = Path(saccade.__file__).parent
+    files = [file for folder in ("methods", "export", "kernels") for file in (package / folder).rglob("*.py")]
+    files += [package / "benchmarks" / name for name in ("ungated.py", "cost.py")]
+    if method in _TRAINED and subject.trained:
+        files += [file for file in (WEIGHTS / subject.trained.format(method)).rglob("*") if file.is_file()]
+    for file in sorted(files):
+        sources.update(file.read_bytes())
     config = _TRAINED[method] if method in _TRAINED else _config(method)
     return f"{config} {subject.explainee.fingerprint} torch {torch.__version__} sources {sources.hexdigest()}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["attend"]
 
@@ -45,9 +46,10 @@ class _Attend(torch.autograd.Function):
         output = torch.bmm(matrix, values)
         ctx.save_for_backward(queries, keys, values, matrix, output)
         ctx.scale = scale
-        return output.reshape(*query.shape[:3], -1)
+        return output.reshape(*query.shape[:3], -1).clone()  # a model may write into it
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         queries, keys, values, matrix, output = ctx.saved_tensors
         shape, gradient = gradient.shape[:2], gradient.flatten(0, 1)

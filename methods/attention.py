@@ -170,7 +170,7 @@ def _takes_all(model: nn.Module, block: str, images: Tensor, logits: Tensor) -> 
                 return False
             with block_input(model, block, taken[0].repeat(2, 1, 1)):
                 found = model(images[1:])
-    except (ModelError, RuntimeError):
+    except Exception:  # whatever a model raises whose blocks do not take what it did not give them
         return False
     return found.shape[0] == 2 and bool(torch.allclose(found[1:], logits, rtol=1e-4, atol=1e-5))
 

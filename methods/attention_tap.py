@@ -30,7 +30,8 @@ class AttentionTap(TorchFunctionMode):
         replace: by the number of the attention in the order of calls, the matrix (N, heads, T, T) that takes its place.
         leaf: of this attention's matrix a gradient is wanted, and of nothing before it.
         only: these are spelled out, by number, and the others left to PyTorch's fused operator; None for all.
-        keep: collect the matrices; without, what is spelled out has a shorter gradient, and no matrix is replaced.
+        keep: collect the matrices. Without, what is spelled out has a shorter gradient where it is usual attention:
+            four axes, as many heads of keys and values as of queries, and a mask that takes no gradient.
 
     Attributes:
         matrices: (N, heads, T, T), after softmax, in the order of calls; of those that are spelled out and kept.
@@ -96,7 +97,8 @@ class AttentionTap(TorchFunctionMode):
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
-        if not self.keep and query.ndim == 4 and (attn_mask is None or not attn_mask.requires_grad):
+        fixed = attn_mask is None or not attn_mask.requires_grad
+        if not self.keep and fixed and query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]:
             return attend(query, key, value, scale, attn_mask)
         logits = query * scale @ key.transpose(-2, -1)
         if attn_mask is not None:
@@ -106,7 +108,8 @@ class AttentionTap(TorchFunctionMode):
             matrix = self.replace[index]
         if index == self.leaf:
             matrix = matrix.detach().requires_grad_(True)
-        self.matrices.append(matrix)
+        if self.keep:
+            self.matrices.append(matrix)
         return matrix @ value
 
     def _multi_head(

@@ -25,7 +25,7 @@ class Quadrature:
 
     Attributes:
         points: ascending, in [0, 1], (K,).
-        weights: their sum is 1, (K,).
+        weights: their sum is 1, but for a part of a rule, (K,).
     """
 
     points: NDArray[np.float64]

@@ -177,7 +177,8 @@ class GradientExplainer(nn.Module):
         """The prediction and the raw map; arguments as for `forward`.
 
         With `spelled_out` all attention is in matrices, as in graphs, since the gradient of PyTorch's fused operator
-        has no forward form; else a CAM of tokens leaves all but the shortened block to that operator, which is faster.
+        has no forward form; else a CAM of tokens and integrated gradients leave all but the shortened block to that
+        operator, which is faster.
         """
         images = images.detach().requires_grad_(self.to_the_image)
         gradients = self.on_tokens or self.to_the_image or self._leaf is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,11 +113,11 @@ def passes(rule: Quadrature, at_once: int, like: Tensor) -> Iterator[tuple[Tenso
         at_once: points per group, at most; 0 for all.
         like: of the dtype and device wanted.
     """
-    size = -(-len(rule) // -(-len(rule) // (at_once or len(rule))))
-    for start in range(0, len(rule), size):
+    groups = -(-len(rule) // (at_once or len(rule)))
+    for points, weights in zip(np.array_split(rule.points, groups), np.array_split(rule.weights, groups), strict=True):
         yield (
-            torch.tensor(rule.points[start : start + size], dtype=like.dtype, device=like.device),
-            torch.tensor(rule.weights[start : start + size], dtype=like.dtype, device=like.device),
+            torch.tensor(points, dtype=like.dtype, device=like.device),
+            torch.tensor(weights, dtype=like.dtype, device=like.device),
         )
 
 

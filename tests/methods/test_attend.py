@@ -52,7 +52,7 @@ def test_keys_that_are_masked_out_get_no_gradient() -> None:
 
 
 @SHAPES
-def test_it_is_traced_with_its_gradient_and_expands_nothing(queries: int) -> None:
+def test_it_is_traced_with_its_gradient_and_expands_no_matrix(queries: int) -> None:
     *inputs, _ = tensors(queries)
     inputs = [one.detach().float() for one in inputs]
 
@@ -64,8 +64,8 @@ def test_it_is_traced_with_its_gradient_and_expands_nothing(queries: int) -> Non
     traced = trace_autograd_free(gradients, inputs)
     for one, other in zip(traced(*inputs), gradients(*inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    large = [node for node in traced.graph.nodes if node.target is torch.ops.aten.expand.default]
-    assert not [node for node in large if node.args[0].target is torch.ops.aten.bmm.default]
+    expanded = [node for node in traced.graph.nodes if node.target is torch.ops.aten.expand.default]
+    assert not [node for node in expanded if len(node.args[1]) == 4 and node.args[0].meta["val"].ndim == 4]
 
 
 @pytest.mark.parametrize("masked", ["not", "by truth", "by a bias", "by a bias with a gradient"])
@@ -88,5 +88,48 @@ def test_a_tap_that_keeps_no_matrices_says_what_one_says_that_does(masked: str) 
     keeping, other = AttentionTap(), AttentionTap(keep=False)
     for one, expected in zip(run(other), run(keeping), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-13)
-    assert len(keeping.matrices) == 1
+    assert (len(keeping.matrices), len(other.matrices)) == (1, 0)
     assert (keeping.calls, other.calls) == (1, 1)
+    assert (type(run(other)[0].grad_fn).__name__ == "_AttendBackward") == (not masked.endswith("gradient"))
+
+
+@pytest.mark.parametrize("shape", ["one head of keys", "one image of keys", "three axes", "five axes"])
+def test_attention_of_another_shape_is_spelled_out_as_it_was(shape: str) -> None:
+    query, key, value, gradient = tensors(3)
+    if shape == "one head of keys":  # multi-query attention, as of MobileNetV4
+        key, value = key[:, :1], value[:, :1]
+    elif shape == "one image of keys":
+        key, value = key[:1], value[:1]
+    elif shape == "three axes":
+        query, key, value, gradient = (one[:, 0] for one in (query, key, value, gradient))
+    else:
+        query, key, value, gradient = (one[None] for one in (query, key, value, gradient))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    with AttentionTap(keep=False):
+        found = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    for one, other in zip(
+        torch.autograd.grad(found, [query, key, value], gradient),
+        torch.autograd.grad(expected, [query, key, value], gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+
+
+def test_a_model_may_write_into_what_attention_gave_it() -> None:
+    *inputs, gradient = tensors(1)
+    output = attend(*inputs, 0.3)
+    output = output.transpose(1, 2).reshape(2, 1, -1)
+    output *= 2
+    gradient = gradient.transpose(1, 2).reshape(2, 1, -1)
+    expected = torch.autograd.grad(2 * naive(*inputs, 0.3, None).transpose(1, 2).reshape(2, 1, -1), inputs, gradient)
+    for one, other in zip(torch.autograd.grad(output, inputs, gradient), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    *inputs, gradient = tensors(3)
+    gradient.requires_grad_()
+    (first,) = torch.autograd.grad(attend(*inputs, 0.3), inputs[:1], gradient, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -457,7 +457,7 @@ def test_integrated_gradients_take_the_prediction_and_the_points_that_are_not_th
 
 @pytest.mark.parametrize(
     ("at_once", "sizes"),
-    [(0, [11]), (11, [11]), (20, [11]), (10, [6, 5]), (4, [4, 4, 3]), (3, [3, 3, 3, 2]), (1, [1] * 11)],
+    [(0, [11]), (11, [11]), (20, [11]), (10, [6, 5]), (5, [4, 4, 3]), (3, [3, 3, 3, 2]), (2, [2] * 5 + [1])],
 )
 def test_passes_are_as_few_and_as_even_as_they_can_be(at_once: int, sizes: list[int]) -> None:
     rule = quadrature("riemann", 10)
@@ -465,6 +465,8 @@ def test_passes_are_as_few_and_as_even_as_they_can_be(at_once: int, sizes: list[
     assert [len(points) for points, _ in parts] == sizes
     assert torch.cat([points for points, _ in parts]).tolist() == rule.points.tolist()
     assert torch.cat([weights for _, weights in parts]).tolist() == rule.weights.tolist()
+    longer = passes(quadrature("riemann", 50).before_end, 8, torch.zeros(1))
+    assert [len(points) for points, _ in longer] == [8, 7, 7, 7, 7, 7, 7]
 
 
 @pytest.mark.parametrize("rule", ["riemann", "gauss"])
